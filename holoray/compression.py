@@ -1,0 +1,78 @@
+"""Payload compression with bomb guards: the raw size is known beforehand and nothing larger is ever produced."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Final
+
+import pyarrow as pa
+import zstandard
+
+from holoray.errors import FormatError, UsageError
+
+NONE: Final = "none"
+LZ4: Final = "lz4"
+ZSTD: Final = "zstd"
+NAMES: Final = (NONE, LZ4, ZSTD)
+
+ZSTD_LEVEL: Final = 1
+# Compression that saves less than this share costs more time at load than the bytes are worth (ADR 0003).
+MIN_SAVING: Final = 0.015
+
+_lz4: Final = pa.Codec("lz4_raw")
+_local = threading.local()
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    if not hasattr(_local, "compressor"):
+        _local.compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+    compressor: zstandard.ZstdCompressor = _local.compressor
+    return compressor
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    if not hasattr(_local, "decompressor"):
+        _local.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+    decompressor: zstandard.ZstdDecompressor = _local.decompressor
+    return decompressor
+
+
+def check_name(name: str) -> str:
+    if name not in NAMES:
+        raise UsageError(f"unknown compression {name!r}", hint=f"choose one of {', '.join(NAMES)}")
+    return name
+
+
+def compress(name: str, data: Any) -> tuple[str, Any]:
+    """Compress a bytes-like object if that saves at least `MIN_SAVING`; returns (name actually used, bytes-like)."""
+    size = memoryview(data).nbytes
+    if name == NONE or size == 0:
+        return NONE, data
+    small: bytes = _compressor().compress(data) if name == ZSTD else _lz4.compress(data, asbytes=True)
+    return (name, small) if len(small) <= size * (1 - MIN_SAVING) else (NONE, data)
+
+
+def decompress(name: str, data: Any, raw_bytes: int) -> Any:
+    """The `raw_bytes` bytes behind `data`, as a bytes-like object (`data` itself where nothing was compressed).
+
+    Raises FormatError where the data states or yields another size; no more than `raw_bytes` is ever allocated.
+    """
+    if name == NONE:
+        if memoryview(data).nbytes != raw_bytes:
+            raise FormatError(f"payload has {memoryview(data).nbytes} bytes instead of {raw_bytes}")
+        return data
+    try:
+        if name == ZSTD:
+            # A frame that states its size is decoded to that size whatever max_output_size says: compare first.
+            if zstandard.frame_content_size(data) != raw_bytes:
+                raise FormatError(f"zstd frame does not state the {raw_bytes} bytes of the manifest")
+            raw = _decompressor().decompress(data, allow_extra_data=False)
+        elif name == LZ4:
+            raw = _lz4.decompress(data, decompressed_size=raw_bytes, asbytes=True)
+        else:
+            raise FormatError(f"unknown compression {name!r}")
+    except (zstandard.ZstdError, pa.ArrowException, OSError) as error:
+        raise FormatError(f"{name} payload does not decompress: {error}") from None
+    if len(raw) != raw_bytes:
+        raise FormatError(f"payload decompresses to {len(raw)} bytes instead of {raw_bytes}")
+    return raw

@@ -1,0 +1,1 @@
+"""The codecs' arithmetic, fast: encoders and accumulators."""

@@ -1,0 +1,93 @@
+"""State into which the fragments of one tensor are added, in any order: the interface, and the law it obeys.
+
+Merge law: `combine(acc(A), acc(B)) == acc(A | B)` whenever A and B fill disjoint slots. Each slot belongs to one
+holder, so a sum over unsigned views of the state is exact; overlapping slots are refused.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from holoray.codecs.base import Codec
+from holoray.errors import UsageError
+from holoray.fragment import FragmentEntry
+from holoray.kernels.scratch import Scratch
+from holoray.tensor import Array, TensorSpec, as_bytes
+
+
+class Accumulator(ABC):
+    """Accumulates into `out`, an array of the spec's dtype and shape that starts as zeros and is refined in place.
+
+    One slot is worked on by one thread at a time; different slots may be worked on concurrently. A codec whose state
+    is not `out` itself keeps it in `memory` (zeroed uint8 of `state_nbytes`), which may be shared with other processes.
+    """
+
+    needs_finalize: ClassVar[bool] = False
+    """Whether `out` is stale until `finalize` is called."""
+
+    def __init__(self, spec: TensorSpec, codec: Codec, out: Array, memory: npt.NDArray[np.uint8] | None = None) -> None:
+        self.spec = spec
+        self.codec = codec
+        self.out = out
+        self._out_bytes = as_bytes(out)
+
+    @classmethod
+    def state_nbytes(cls, spec: TensorSpec, codec: Codec) -> int:
+        """Bytes of state besides `out`."""
+        return 0
+
+    @abstractmethod
+    def slot_range(self, slot: int) -> tuple[int, int] | None:
+        """First and past-the-last byte of `out` that the slot fills; None where slots are no ranges of `out`."""
+
+    @abstractmethod
+    def resume(self, slot: int, layers: int) -> None:
+        """From now on the slot holds exactly its first `layers` layers: another process may have put them there."""
+
+    def slot_nbytes(self, slot: int) -> int:
+        """Bytes of state that the slot fills."""
+        start, stop = self._range(slot)
+        return stop - start
+
+    def read_slot(self, slot: int) -> npt.NDArray[Any]:
+        """Contents of a slot as a flat unsigned array: what travels to another node."""
+        return self._out_bytes[slice(*self._range(slot))]
+
+    def write_slot(self, slot: int, content: npt.NDArray[Any]) -> None:
+        """Overwrite a slot with what `read_slot` gave elsewhere."""
+        self._out_bytes[slice(*self._range(slot))] = content
+
+    def _range(self, slot: int) -> tuple[int, int]:
+        bounds = self.slot_range(slot)
+        if bounds is None:
+            raise UsageError(f"slots of {self.codec.name!r} are no ranges of the tensor", tensor=self.spec.name)
+        return bounds
+
+    @abstractmethod
+    def decompress(self, entries: Sequence[FragmentEntry], payloads: Sequence[Any], scratch: Scratch) -> Any:
+        """Turn verified stored payloads of one slot into what `accumulate` takes; may live in `scratch`."""
+
+    @abstractmethod
+    def accumulate(self, slot: int, decompressed: Any, scratch: Scratch) -> None:
+        """Add the fragments of one slot; a fragment added twice changes nothing."""
+
+    @abstractmethod
+    def finalize(self) -> None:
+        """Bring `out` up to date with the whole state (also what other processes put there); more may follow."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Array]:
+        """The state as unsigned views: `held` (uint8, one entry a slot, 0 = nothing) and the slots' contents."""
+
+    def combine(self, other: Accumulator) -> None:
+        """Take over the slots that `other` holds; raises UsageError if both hold one of them."""
+        mine, theirs = self.state(), other.state()
+        if np.any((mine["held"] != 0) & (theirs["held"] != 0)):
+            raise UsageError(f"both accumulators of {self.spec.name!r} hold the same slot", tensor=self.spec.name)
+        for key, array in theirs.items():
+            np.add(mine[key], array, out=mine[key])

@@ -1,0 +1,208 @@
+"""Accumulating `planes` on the CPU: layers of a run go straight into the tensor, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from holoray.codecs import planes_layout as lay
+from holoray.codecs.planes import PlanesCodec
+from holoray.errors import FormatError, UsageError
+from holoray.fragment import FragmentEntry
+from holoray.kernels.accumulator import Accumulator
+from holoray.kernels.bits import HARDWARE
+from holoray.kernels.planes_runs import FUSED_PLANES, KINDS, decode_run, refine_run
+from holoray.kernels.planes_words import ROWS
+from holoray.kernels.scratch import Scratch
+from holoray.tensor import Array, TensorSpec
+
+
+@dataclass(slots=True)
+class RunLayers:
+    """Some layers of one run, decompressed: where their raw sections lie, and what keeps them alive there."""
+
+    slot: int
+    addresses: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(lay.SECTIONS, np.int64))
+    lengths: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(lay.SECTIONS, np.int64))
+    offsets: npt.NDArray[np.uint32] = field(
+        default_factory=lambda: np.zeros((lay.STREAMS, lay.BLOCKS + 1), np.uint32)
+    )
+    bodies: dict[int, Any] = field(default_factory=dict)
+    """Stored payloads by layer."""
+    alive: list[Any] = field(default_factory=list)
+
+    def add(self, codec: PlanesCodec, spec: TensorSpec, layer: int, payload: Any) -> None:
+        """Parse and decompress one more layer; raises FormatError where it is malformed."""
+        if layer in self.bodies:
+            return
+        body = memoryview(payload).cast("B")
+        layout = codec.layout(spec, layer, self.slot)
+        sections, rows = lay.parse_body(layout, body)
+        start = _address(body, self.alive)
+        for section, (place, raw) in zip(sections, lay.raw_sections(body, sections), strict=True):
+            here = section.compression == lay.NONE
+            self.addresses[place] = start + section.start if here else _address(raw, self.alive)
+            self.lengths[place] = section.raw_bytes
+        self.offsets[slice(*layout.streams), : rows.shape[1]] = rows
+        self.bodies[layer] = payload
+
+
+def _address(data: Any, alive: list[Any]) -> int:
+    """Where the bytes of a bytes-like object lie, for as long as `alive` does."""
+    array = np.frombuffer(data, np.uint8)
+    alive.append(array)
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+class PlanesAccumulator(Accumulator):
+    """Refines `out` run by run. `reached` (uint8[runs]) counts the layers that a run of `out` holds.
+
+    A layer whose prerequisites are missing waits as a copy of its stored payload, so at most one payload per fragment.
+    `resume` tells that `out` already holds layers, e.g. in memory shared with a process that died.
+    """
+
+    codec: PlanesCodec
+
+    def __init__(
+        self,
+        spec: TensorSpec,
+        codec: PlanesCodec,
+        out: Array,
+        memory: npt.NDArray[np.uint8] | None = None,
+        *,
+        hardware: bool = HARDWARE,
+    ) -> None:
+        codec.check(spec)
+        if out.dtype != spec.numpy_dtype or out.shape != spec.shape or not out.flags.c_contiguous:
+            raise UsageError(f"output of {spec.name!r} must be a contiguous {spec.dtype} array of {spec.shape}")
+        super().__init__(spec, codec, out, memory)
+        self.runs = codec.runs(spec)
+        self.reached = np.zeros(self.runs, np.uint8)
+        self.waiting: dict[int, dict[int, bytes]] = {}
+        self._hardware = hardware
+        self._halves = out.reshape(-1).view(np.uint16)
+        self._stride = lay.RUN * spec.numpy_dtype.itemsize // 2
+
+    def slot_range(self, slot: int) -> tuple[int, int]:
+        """A run is contiguous in `out`."""
+        start = 2 * slot * self._stride
+        return start, min(start + 2 * self._stride, self.spec.nbytes)
+
+    def resume(self, slot: int, layers: int) -> None:
+        """Declare that run `slot` of `out` holds layers 0..layers-1 and nothing else."""
+        if not 0 <= layers <= self.codec.layers(self.spec):
+            raise UsageError(f"{self.spec.name!r} has no {layers} layers", tensor=self.spec.name)
+        self.reached[slot] = layers
+
+    def decompress(
+        self, entries: Sequence[FragmentEntry], payloads: Sequence[Any], scratch: Scratch
+    ) -> RunLayers:
+        """Parse and decompress layers of one run. The result refers to the payloads: keep them unchanged."""
+        run = RunLayers(entries[0].slot)
+        for entry, payload in zip(entries, payloads, strict=True):
+            if entry.slot != run.slot or not 0 <= run.slot < self.runs:
+                raise UsageError("fragments of several runs, or of none, in one call", tensor=self.spec.name)
+            try:
+                run.add(self.codec, self.spec, entry.layer, payload)
+            except FormatError as error:
+                raise self._located(error, entry.layer, run.slot) from None
+        return run
+
+    def accumulate(self, slot: int, decompressed: RunLayers, scratch: Scratch) -> None:
+        """Add layers of a run. After a FormatError the run holds nothing, and reads zero."""
+        run, waiting = decompressed, self.waiting.get(slot, {})
+        held = int(self.reached[slot])
+        target = self._contiguous(held, run.bodies.keys() | waiting.keys())
+        for layer in range(held, target):
+            if layer not in run.bodies:
+                run.add(self.codec, self.spec, layer, waiting[layer])
+        if target > held:
+            self._apply(run, held, target, scratch)
+        for layer, body in run.bodies.items():
+            if layer >= target and layer not in waiting:
+                waiting[layer] = bytes(body)
+        left = {layer: body for layer, body in waiting.items() if layer >= target}
+        if left:
+            self.waiting[slot] = left
+        else:
+            self.waiting.pop(slot, None)
+
+    def finalize(self) -> None:
+        """Nothing to do: `out` is always up to date."""
+
+    def state(self) -> dict[str, Array]:
+        unsigned = np.uint32 if self.spec.dtype == "F32" else np.uint16
+        return {"held": self.reached, "weights": self.out.reshape(-1).view(unsigned)}
+
+    def combine(self, other: Accumulator) -> None:
+        """Take over the runs that `other` holds, and the layers that wait there."""
+        super().combine(other)
+        if isinstance(other, PlanesAccumulator):
+            scratch = Scratch()
+            for slot, layers in other.waiting.items():
+                mine = self.waiting.setdefault(slot, {})
+                for layer, body in layers.items():
+                    mine.setdefault(layer, body)
+            for slot in list(self.waiting):
+                self.accumulate(slot, RunLayers(slot), scratch)
+
+    def _contiguous(self, held: int, layers: Iterable[int]) -> int:
+        """The number of layers that a run can hold once `layers` are added to the `held` it has."""
+        present = set(layers)
+        while held in present:
+            held += 1
+        return held
+
+    def _apply(self, run: RunLayers, held: int, target: int, scratch: Scratch) -> None:
+        """Add layers held..target-1 to the run's weights; they are all there, or FormatError and none is."""
+        weights = self._weights(run.slot)
+        work = scratch.array("planes.work", ROWS * 64, np.uint64).reshape(ROWS, 64)
+        codec = self.codec
+        count = self.codec.run_weights(self.spec, run.slot)
+        fixed = (weights, count, KINDS[self.spec.dtype], codec.threshold, codec.top, codec.tail_cut)
+        sections = (run.addresses, run.lengths, run.offsets, work, self._hardware)
+        self.reached[run.slot] = 0  # while the kernel works, and for good if it fails
+        bad = 0
+        if held == 0:
+            fused = codec.top - codec.tail_cut <= FUSED_PLANES
+            held = target if fused or target <= lay.TAIL else lay.TAIL
+            bad = decode_run(*fixed, held, *sections)
+        if not bad and held < target:
+            bad = refine_run(*fixed, held, target, *sections)
+        if bad:
+            weights[:] = 0
+            error = FormatError("planes: a stream is longer or shorter than its planes ask for")
+            raise self._located(error, _stream_layer(bad - 1), run.slot)
+        self.reached[run.slot] = target
+
+    def _weights(self, slot: int) -> npt.NDArray[np.uint16]:
+        """The run's part of `out` as uint16."""
+        return self._halves[slot * self._stride : (slot + 1) * self._stride]
+
+    def _located(self, error: FormatError, layer: int, slot: int) -> FormatError:
+        error.tensor, error.fragment = self.spec.name, layer * self.runs + slot
+        return error
+
+
+def _stream_layer(stream: int) -> int:
+    if stream >= lay.STREAM_TAIL:
+        return lay.TAIL
+    return max(stream - 1, 0)
+
+
+@cache
+def warm() -> None:
+    """Compile the kernels, or load them from numba's cache, before threads do."""
+    work = np.zeros((ROWS, 64), np.uint64)
+    out = np.zeros(1, np.uint16)
+    tables = (np.zeros(lay.SECTIONS, np.int64), np.zeros(lay.SECTIONS, np.int64))
+    offsets = np.zeros((lay.STREAMS, lay.BLOCKS + 1), np.uint32)
+    fixed: Final = (out, 0, 0, 127, 3, -6)
+    decode_run(*fixed, 1, *tables, offsets, work, HARDWARE)
+    refine_run(*fixed, 1, 2, *tables, offsets, work, HARDWARE)

@@ -1,0 +1,336 @@
+"""Encoding one run of `planes`: words to planes and compacted streams, and the error that each layer leaves."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numba import njit
+
+from holoray.codecs import planes_layout as lay
+from holoray.kernels import planes_words as words
+from holoray.kernels.bits import bits_float, hardware_extract, popcount, table_extract
+from holoray.kernels.planes_runs import F16, F32, layer_end
+from holoray.kernels.planes_streams import places_below
+from holoray.kernels.planes_words import (
+    DIGITS,
+    LOWS,
+    MASK,
+    NEGATIVE,
+    PLACES,
+    REACHED,
+    SIGNIFICANT,
+    VALUES,
+    WORDS,
+    U,
+)
+
+ERRORS: Final = 7
+"""Rows of errors: of the zero tensor, after layers 0 to 4, and of the words alone."""
+LANES: Final = 256
+SLACK: Final = 16
+"""Bytes behind a stream that writing may touch."""
+
+_TAIL_ROWS: Final = LOWS
+_GROUP: Final = lay.GROUP
+_SIGN: Final = lay.TAIL_PLANES
+_OUTLIER: Final = lay.TAIL_PLANES + 1
+
+
+@njit(nogil=True, cache=True)
+def exponent_histogram(bits: Any, kind: int, counts: Any) -> None:
+    """Count exponent fields of words (int64[256]); `bits` is the tensor as uint16 (F16, BF16) or uint32 (F32)."""
+    parts = np.zeros((4, 256), np.int64)
+    if kind == F32:
+        for k in range(bits.size):
+            parts[k & 3, (np.int64(bits[k]) >> 23) & 255] += 1
+    elif kind == F16:
+        for k in range(bits.size):
+            field = (np.int64(bits[k]) >> 10) & 31
+            parts[k & 3, field + 112 if field else 0] += 1
+    else:
+        for k in range(bits.size):
+            parts[k & 3, (np.int64(bits[k]) >> 7) & 255] += 1
+    for k in range(256):
+        counts[k] = parts[0, k] + parts[1, k] + parts[2, k] + parts[3, k]
+
+
+@njit(nogil=True, cache=True)
+def encode_run(
+    bits: Any,
+    values: Any,
+    kind: int,
+    threshold: int,
+    top: int,
+    tail_cut: int,
+    planes: Any,
+    signs: Any,
+    tail: Any,
+    records: Any,
+    escapes: Any,
+    outlier_places: Any,
+    outlier_values: Any,
+    offsets: Any,
+    errors: Any,
+    work: Any,
+    hardware: bool,
+) -> None:
+    """Encode a run of `bits` (uint16, or uint32 for F32), whose true values are `values` (float32).
+
+    Writes uint64[groups, 64] rows into `planes` ([top - tail_cut (+ 3 for F16), groups, 64]), bits into `signs` (uint8[5,
+    bytes]), `tail` (uint8[7, bytes]) and `records` (uint8), which must be zero, entries into the others, and the offset
+    rows (int64[STREAMS, blocks + 1]). `errors` (float64[ERRORS, LANES]) takes sums of squares, by lane.
+    """
+    count = bits.size
+    positions = np.zeros(lay.STREAMS, np.int64)
+    group_bits = work[VALUES : VALUES + 16].reshape(-1).view(np.uint16)
+    digits = work[WORDS : WORDS + 16].reshape(-1).view(np.uint16)
+    lows = work[_TAIL_ROWS : _TAIL_ROWS + 16].reshape(-1).view(np.uint16)
+    places = work[PLACES : PLACES + 17].reshape(-1).view(np.uint16)
+    fields = np.zeros(_GROUP, np.uint16)
+    true = np.zeros(_GROUP, np.float32)
+    groups = (count + _GROUP - 1) // _GROUP
+    for group in range(groups):
+        start = group * _GROUP
+        size = min(_GROUP, count - start)
+        if group % (lay.BLOCK // _GROUP) == 0:
+            for stream in range(lay.STREAMS):
+                offsets[stream, group // (lay.BLOCK // _GROUP)] = positions[stream]
+        _read(bits, values, start, size, kind, group_bits, fields, true)
+        _split(fields, threshold, top, tail_cut, digits, lows)
+        _measure(fields, digits, lows, true, threshold, top, tail_cut, errors)
+        words.words_to_planes(work, WORDS, 16)
+        _digit_planes(work, top - tail_cut, planes, group)
+        words.words_to_planes(work, _TAIL_ROWS, 16)
+        _pack_signs(work, top, tail_cut, signs, positions, hardware)
+        _pack_tail(work, top - tail_cut, tail, positions, hardware)
+        _pack_outliers(work, group, group_bits, outlier_places, outlier_values, positions)
+        _pack_records(
+            work, size, group_bits, fields, threshold + tail_cut - 1, places, records, escapes, positions, kind
+        )
+        if kind == F16:
+            _half_planes(work, group_bits, fields, threshold + top, planes, top - tail_cut, group)
+    for stream in range(lay.STREAMS):
+        offsets[stream, offsets.shape[1] - 1] = positions[stream]
+
+
+@njit(nogil=True, cache=True)
+def _read(
+    bits: Any, values: Any, start: int, size: int, kind: int, group_bits: Any, fields: Any, true: Any
+) -> None:
+    """The group's stored 16 bits, its words (0 where the exponent field is 0 in float16) and true values."""
+    for k in range(size):
+        true[k] = values[start + k]
+    if kind == F32:
+        for k in range(size):
+            group_bits[k] = np.uint16(bits[start + k] >> 16)
+            fields[k] = group_bits[k]
+    elif kind == F16:
+        for k in range(size):
+            half = np.uint16(bits[start + k])
+            group_bits[k] = half
+            magnitude = np.uint16(half & np.uint16(0x7FFF))
+            word = np.uint16(np.uint16(magnitude >> np.uint16(3)) + np.uint16(words.HALF_BIAS))
+            word = np.uint16(word | np.uint16(half & np.uint16(0x8000)))
+            fields[k] = word if magnitude >= 0x400 else np.uint16(0)
+    else:
+        for k in range(size):
+            group_bits[k] = np.uint16(bits[start + k])
+            fields[k] = group_bits[k]
+    for k in range(size, _GROUP):
+        group_bits[k] = np.uint16(0)
+        fields[k] = np.uint16(0)
+        true[k] = np.float32(0)
+
+
+@njit(nogil=True, cache=True)
+def _split(fields: Any, threshold: int, top: int, tail_cut: int, digits: Any, lows: Any) -> None:
+    """digits[k] = floor(word / 2^tail_cut) of the significant; lows[k] = its 7 further digits, sign and outlier bits."""
+    least, most = np.uint32(threshold + tail_cut), np.uint32(threshold + top)
+    for k in range(_GROUP):
+        word = np.uint32(fields[k])
+        exponent = (word >> np.uint32(7)) & np.uint32(255)
+        significant = exponent >= least and exponent < most
+        shift = exponent - least if significant else np.uint32(0)
+        full = (np.uint32(128) | (word & np.uint32(127))) << shift
+        full = full if significant else np.uint32(0)
+        outlier = np.uint32(1) if exponent >= most else np.uint32(0)
+        digits[k] = np.uint16(full >> np.uint32(7))
+        sign = (word >> np.uint32(15)) << np.uint32(_SIGN)
+        lows[k] = np.uint16((full & np.uint32(127)) | sign | (outlier << np.uint32(_OUTLIER)))
+
+
+@njit(nogil=True, cache=True)
+def _measure(
+    fields: Any, digits: Any, lows: Any, true: Any, threshold: int, top: int, tail_cut: int, errors: Any
+) -> None:
+    """Add the squared errors of the group to errors[layer + 1, k % 256]; elements that are not finite count nothing."""
+    for k in range(_GROUP):
+        if not np.isfinite(true[k]):
+            true[k] = np.float32(0)
+            lows[k] |= np.uint16(1 << 15)
+    special = np.uint16(1 << 15)
+    outlier = np.uint16(1 << _OUTLIER)
+    for layer in range(-1, lay.TAIL + 1):
+        cut = -1 - layer if layer < 4 else tail_cut
+        shift = np.uint16(max(cut - tail_cut, 0))
+        bias = (threshold + cut - 127) << 7
+        row = errors[layer + 1]
+        for j in range(16):
+            for i in range(LANES):
+                k = j * LANES + i
+                low = lows[k]
+                word = np.uint32(fields[k])
+                sign = (word & np.uint32(0x8000)) << np.uint32(16)
+                known = words.digits_word(
+                    np.uint16(digits[k] >> shift), bias, np.float32(0.5), np.float32(1.4609375)
+                )
+                exact = low & outlier if layer < lay.TAIL else np.uint16(1)
+                magnitude = word & np.uint32(0x7FFF) if exact else known
+                read = bits_float(sign | (magnitude << np.uint32(16)))
+                read = np.float32(0) if (layer < 0 or low & special) else read
+                error = np.float64(true[k]) - np.float64(read)
+                row[i] += error * error
+    for k in range(_GROUP):
+        lows[k] &= np.uint16(0x7FFF)
+
+
+@njit(nogil=True, cache=True)
+def _digit_planes(work: Any, count: int, planes: Any, group: int) -> None:
+    """Store the digit planes of a group and mark in REACHED what is significant by each."""
+    for p in range(count):
+        row, target, reached = work[DIGITS + count - 1 - p], planes[p, group], work[REACHED + p]
+        for i in range(64):
+            target[i] = row[i]
+        if p == 0:
+            for i in range(64):
+                reached[i] = row[i]
+        else:
+            before = work[REACHED + p - 1]
+            for i in range(64):
+                reached[i] = row[i] | before[i]
+    significant, all_reached = work[SIGNIFICANT], work[REACHED + count - 1]
+    for i in range(64):
+        significant[i] = all_reached[i]
+
+
+@njit(nogil=True, cache=True)
+def _extract_stream(row: Any, mask: Any, stream: Any, position: int, hardware: bool) -> Any:
+    """Append the bits of `row` at `mask` to a stream (uint8, zero from `position` on); returns the new position."""
+    for i in range(64):
+        wanted = mask[i]
+        if hardware:
+            bits = hardware_extract(row[i], wanted)
+        else:
+            bits = table_extract(row[i], wanted)
+        at, shift = position >> 3, U(position & 7)
+        window = stream[at : at + 16].view(np.uint64)
+        window[0] |= bits << shift
+        window[1] |= (bits >> U(1)) >> (U(63) - shift)
+        position += popcount(wanted)
+    return position
+
+
+@njit(nogil=True, cache=True)
+def _pack_signs(work: Any, top: int, tail_cut: int, signs: Any, positions: Any, hardware: bool) -> None:
+    mask, row = work[MASK], work[DIGITS + _SIGN]
+    for layer in range(lay.TAIL):
+        upper = work[REACHED + layer_end(layer, top, tail_cut) - 1]
+        if layer == 0:
+            for i in range(64):
+                mask[i] = upper[i]
+        else:
+            lower = work[REACHED + layer_end(layer - 1, top, tail_cut) - 1]
+            for i in range(64):
+                mask[i] = upper[i] & ~lower[i]
+        stream = layer + 1 if layer else 0
+        positions[stream] = _extract_stream(row, mask, signs[layer], positions[stream], hardware)
+
+
+@njit(nogil=True, cache=True)
+def _pack_tail(work: Any, planes: int, tail: Any, positions: Any, hardware: bool) -> None:
+    mask, significant = work[MASK], work[SIGNIFICANT]
+    for r in range(1, lay.TAIL_PLANES + 1):
+        known = planes - 9 + r
+        for i in range(64):
+            mask[i] = significant[i]
+        if known >= 0:
+            finished = work[REACHED + known]
+            for i in range(64):
+                mask[i] &= ~finished[i]
+        stream = lay.STREAM_TAIL + r - 1
+        row = work[DIGITS + lay.TAIL_PLANES - r]
+        positions[stream] = _extract_stream(row, mask, tail[r - 1], positions[stream], hardware)
+
+
+@njit(nogil=True, cache=True)
+def _pack_outliers(
+    work: Any, group: int, group_bits: Any, outlier_places: Any, outlier_values: Any, positions: Any
+) -> None:
+    """Append the outliers of a group, and mark them as significant."""
+    outlier, significant = work[DIGITS + _OUTLIER], work[SIGNIFICANT]
+    at = positions[lay.STREAM_OUTLIERS]
+    base = (group % (lay.BLOCK // _GROUP)) * _GROUP
+    for q in range(64):
+        if outlier[q]:
+            significant[q] |= outlier[q]
+            for bit in range(64):
+                if outlier[q] >> U(bit) & U(1):
+                    place = (bit & 15) * 256 + 4 * q + (bit >> 4)
+                    outlier_places[at] = np.uint16(base + place)
+                    outlier_values[at] = group_bits[place]
+                    at += 1
+    positions[lay.STREAM_OUTLIERS] = at
+
+
+@njit(nogil=True, cache=True)
+def _pack_records(
+    work: Any,
+    size: int,
+    group_bits: Any,
+    fields: Any,
+    exponent: int,
+    places: Any,
+    records: Any,
+    escapes: Any,
+    positions: Any,
+    kind: int,
+) -> None:
+    """Append the weights below the tail cut; `exponent` is the exponent field of the largest of them."""
+    if size < _GROUP:
+        padding = work[SIGNIFICANT].view(np.uint16)
+        for k in range(size, _GROUP):
+            padding[k & 255] |= np.uint16(1 << (k >> 8))
+    record, escape = positions[lay.STREAM_RECORDS], positions[lay.STREAM_ESCAPES]
+    for n in range(places_below(work, places)):
+        place = np.int64(places[n])
+        word = np.int64(fields[place])
+        field = (word >> 7) & 255
+        distance = exponent - field
+        if field == 0 or distance >= lay.ESCAPE:
+            distance = lay.ESCAPE
+            word = 0
+            escapes[escape] = group_bits[place]
+            escape += 1
+        bits = ((word >> 15) << 11 | (word & 127) << 4 | distance) << (4 * (record & 1))
+        at = record * lay.RECORD_BITS >> 3
+        records[at] |= np.uint8(bits & 255)
+        records[at + 1] |= np.uint8(bits >> 8)
+        record += 1
+    positions[lay.STREAM_RECORDS], positions[lay.STREAM_ESCAPES] = record, escape
+
+
+@njit(nogil=True, cache=True)
+def _half_planes(
+    work: Any, group_bits: Any, fields: Any, limit: int, planes: Any, first: int, group: int
+) -> None:
+    """Store the three low mantissa bits of float16 words as planes first..first+2, zeros for outliers and escapes."""
+    lows = work[WORDS : WORDS + 16].reshape(-1).view(np.uint16)
+    for k in range(_GROUP):
+        field = (fields[k] >> 7) & 255
+        lows[k] = np.uint16(group_bits[k] & 7) if 0 < field < limit else np.uint16(0)
+    words.words_to_planes(work, WORDS, 4)
+    for p in range(lay.HALF_PLANES):
+        row, target = work[DIGITS + lay.HALF_PLANES - 1 - p], planes[first + p, group]
+        for i in range(64):
+            target[i] = row[i]

@@ -1,0 +1,218 @@
+"""Reading the compacted streams of a group: bits by a mask, 12-bit records, outliers.
+
+Sections are addresses and lengths into memory that the caller keeps alive. No read leaves a section, whatever its bytes
+say; whether a stream had as many entries as it should is checked once a block, by `streams_end`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numba import njit
+
+from holoray.codecs import planes_layout as lay
+from holoray.kernels.bits import (
+    array_at,
+    hardware_deposit,
+    load_u8,
+    load_u16,
+    load_u64,
+    popcount,
+    table_deposit,
+    trailing_zeros,
+)
+from holoray.kernels.planes_words import HALF_BIAS, SIGNIFICANT, SPARE, U
+
+READ_AHEAD_BITS: Final = 4096 + 80
+"""How far `deposit_stream` may read behind its position: a bit for every weight, and the slack of its loads."""
+FAILED: Final = -1
+
+
+@njit(nogil=True, cache=True)
+def load_plane(address: int, row: Any) -> None:
+    """Copy a plane of one group (512 bytes) into a row."""
+    source, target = array_at(address, 512), row.view(np.uint8)
+    for i in range(512):
+        target[i] = source[i]
+
+
+@njit(nogil=True, cache=True)
+def deposit_stream(
+    address: int, nbytes: int, position: int, mask: Any, out: Any, work: Any, hardware: bool
+) -> Any:
+    """Spread the next bits of a stream over the set places of `mask` (rows); returns the bit position behind them."""
+    if position > 8 * nbytes - READ_AHEAD_BITS:
+        address = _copy_end(address, nbytes, position >> 3, work)
+        bit = position & 7
+    else:
+        bit = position
+    start = bit
+    if hardware:
+        for i in range(64):
+            wanted = mask[i]
+            out[i] = hardware_deposit(_peek(address, bit), wanted)
+            bit += popcount(wanted)
+    else:
+        for i in range(64):
+            wanted = mask[i]
+            out[i] = table_deposit(_peek(address, bit), wanted)
+            bit += popcount(wanted)
+    return position + bit - start
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _peek(address: int, bit: int) -> Any:
+    """The 64 bits at a bit position; reads 9 bytes."""
+    at, shift = address + (bit >> 3), U(bit & 7)
+    return (load_u64(at) >> shift) | ((U(load_u8(at + 8)) << U(1)) << (U(63) - shift))
+
+
+@njit(nogil=True, cache=True)
+def _copy_end(address: int, nbytes: int, skip: int, work: Any) -> Any:
+    """Copy what a section has from byte `skip` on in front of zeros, and give the address of that."""
+    spare = work[SPARE : SPARE + 3].reshape(-1).view(np.uint8)
+    spare[:] = np.uint8(0)
+    left = min(max(nbytes - skip, 0), READ_AHEAD_BITS // 8 + 1)
+    source = array_at(address + skip, left)
+    for i in range(left):
+        spare[i] = source[i]
+    return spare.ctypes.data
+
+
+@njit(nogil=True, cache=True)
+def places_below(work: Any, places: Any) -> Any:
+    """List the weights not marked in SIGNIFICANT, in rank order (uint16[4352]); returns their number."""
+    significant = work[SIGNIFICANT]
+    count = 0
+    for q in range(64):
+        mask = ~significant[q]
+        base, at, left = 4 * q, count, popcount(mask)
+        count += left
+        # Most words have few such weights: four unconditional writes cost less than one branch guessed wrong.
+        while True:
+            for _ in range(4):
+                bit = trailing_zeros(mask)
+                mask &= mask - U(1)
+                places[at] = np.uint16((bit & 15) * 256 + base + (bit >> 4))
+                at += 1
+            left -= 4
+            if left <= 0:
+                break
+    return count
+
+
+@njit(nogil=True, cache=True)
+def read_records(
+    values: Any,
+    places: Any,
+    count: int,
+    addresses: Any,
+    lengths: Any,
+    positions: Any,
+    exponent: int,
+    half: bool,
+) -> Any:
+    """Write the words of the `count` weights below the tail cut; returns 0, or FAILED where a stream is too short.
+
+    `exponent` is the exponent field of the largest of them. With `half` they are written as float16 on top of the low
+    bits already there.
+    """
+    record, escape = positions[lay.STREAM_RECORDS], positions[lay.STREAM_ESCAPES]
+    if (record + count) * lay.RECORD_BITS > 8 * lengths[lay.RECORDS]:
+        return FAILED
+    source, escapes = addresses[lay.RECORDS], addresses[lay.ESCAPES]
+    escapes_end = lengths[lay.ESCAPES] // 2
+    bit = record * lay.RECORD_BITS
+    for n in range(count):
+        bits = np.int64(load_u16(source + (bit >> 3))) >> (bit & 7)
+        bit += lay.RECORD_BITS
+        distance, place = bits & 15, places[n]
+        if distance == lay.ESCAPE:
+            if escape >= escapes_end:
+                return FAILED
+            values[place] = load_u16(escapes + 2 * escape)
+            escape += 1
+        else:
+            magnitude = ((exponent - distance) << 7 | (bits >> 4 & 127)) & 0x7FFF
+            if half:
+                magnitude = ((magnitude - HALF_BIAS) << 3 & 0x7FFF) | (values[place] & 7)
+            values[place] = np.uint16((bits >> 11 & 1) << 15 | magnitude)
+    positions[lay.STREAM_RECORDS] = record + count
+    positions[lay.STREAM_ESCAPES] = escape
+    return 0
+
+
+@njit(nogil=True, cache=True)
+def patch_outliers(values: Any, group: int, count: int, addresses: Any, end: int, positions: Any, work: Any) -> Any:
+    """Write the outliers of group 0..15 of a block (it has `count` weights); returns 0 or FAILED."""
+    at = positions[lay.STREAM_OUTLIERS]
+    significant = work[SIGNIFICANT].view(np.uint16)
+    while at < end:
+        place = np.int64(load_u16(addresses[lay.OUTLIER_PLACES] + 2 * at))
+        if place >> 12 != group:
+            break
+        place &= 4095
+        if place >= count:
+            return FAILED
+        values[place] = load_u16(addresses[lay.OUTLIER_VALUES] + 2 * at)
+        significant[place & 255] |= np.uint16(1 << (place >> 8))
+        at += 1
+    positions[lay.STREAM_OUTLIERS] = at
+    return 0
+
+
+@njit(nogil=True, cache=True)
+def stream_capacity(stream: int, lengths: Any) -> Any:
+    """How many entries a stream can have, by the length of its section."""
+    if stream == lay.STREAM_OUTLIERS:
+        return min(lengths[lay.OUTLIER_PLACES], lengths[lay.OUTLIER_VALUES]) // 2
+    if stream == lay.STREAM_RECORDS:
+        return 8 * lengths[lay.RECORDS] // lay.RECORD_BITS
+    if stream == lay.STREAM_ESCAPES:
+        return lengths[lay.ESCAPES] // 2
+    return 8 * lengths[stream_section(stream)]
+
+
+@njit(nogil=True, cache=True)
+def stream_section(stream: int) -> int:
+    """The section of a compacted stream of bits."""
+    if stream >= lay.STREAM_TAIL:
+        return lay.TAIL_BITS + stream - lay.STREAM_TAIL
+    return lay.SIGNS + (stream - 1 if stream > 0 else 0)
+
+
+@njit(nogil=True, cache=True)
+def streams_begin(offsets: Any, lengths: Any, block: int, first: int, end: int, positions: Any) -> int:
+    """Set the positions of streams first..end-1 to the start of a block; returns 0, or the bad stream + 1."""
+    for stream in range(first, end):
+        start = np.int64(offsets[stream, block])
+        if start > stream_capacity(stream, lengths) or (block == 0 and start != 0):
+            return stream + 1
+        positions[stream] = start
+    return 0
+
+
+@njit(nogil=True, cache=True)
+def streams_end(
+    offsets: Any, lengths: Any, block: int, blocks: int, first: int, end: int, positions: Any
+) -> int:
+    """0 if streams first..end-1 stand where the block's offsets say, else the first bad stream + 1."""
+    for stream in range(first, end):
+        if positions[stream] != np.int64(offsets[stream, block + 1]):
+            return stream + 1
+        if block + 1 == blocks and not _is_whole(stream, positions[stream], lengths):
+            return stream + 1
+    return 0
+
+
+@njit(nogil=True, cache=True)
+def _is_whole(stream: int, position: int, lengths: Any) -> bool:
+    """Whether a section is exactly as long as `position` entries of its stream."""
+    if stream == lay.STREAM_OUTLIERS:
+        return lengths[lay.OUTLIER_PLACES] == 2 * position and lengths[lay.OUTLIER_VALUES] == 2 * position
+    if stream == lay.STREAM_RECORDS:
+        return lengths[lay.RECORDS] == (position * lay.RECORD_BITS + 7) // 8
+    if stream == lay.STREAM_ESCAPES:
+        return lengths[lay.ESCAPES] == 2 * position
+    return lengths[stream_section(stream)] == (position + 7) // 8

@@ -1,0 +1,61 @@
+"""Which encoder and accumulator serve a codec on the CPU."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from holoray.codecs.base import Codec
+from holoray.errors import UsageError
+from holoray.kernels import planes_decode, planes_encode, spectral
+from holoray.kernels.accumulator import Accumulator
+from holoray.kernels.encoder import EncodeOptions, Encoder
+from holoray.kernels.planes_decode import PlanesAccumulator
+from holoray.kernels.planes_encode import PlanesEncoder
+from holoray.kernels.raw import RawAccumulator, RawEncoder
+from holoray.kernels.spectral import SpectralAccumulator, SpectralEncoder
+from holoray.tensor import Array, TensorSpec
+
+ENCODERS: Final[dict[str, type[Encoder]]] = {
+    "raw": RawEncoder,
+    "planes": PlanesEncoder,
+    "spectral": SpectralEncoder,
+}
+ACCUMULATORS: Final[dict[str, type[Accumulator]]] = {
+    "raw": RawAccumulator,
+    "planes": PlanesAccumulator,
+    "spectral": SpectralAccumulator,
+}
+
+
+def check_codec_name(codec: str) -> str:
+    """Return the name unchanged; raises UsageError for one that nobody registered."""
+    if codec not in ENCODERS:
+        raise UsageError(f"unknown codec {codec!r}", hint=f"choose one of {', '.join(ENCODERS)}")
+    return codec
+
+
+def make_encoder(codec: str, spec: TensorSpec, array: Array, options: EncodeOptions) -> Encoder:
+    """An encoder of a codec that can represent the array."""
+    return ENCODERS[codec](spec, array, options)
+
+
+def make_accumulator(
+    spec: TensorSpec, codec: Codec, out: Array, memory: npt.NDArray[np.uint8] | None = None
+) -> Accumulator:
+    """An accumulator that fills `out` (zeros of the spec's dtype and shape); `memory`: zeros of `state_nbytes`."""
+    return ACCUMULATORS[codec.name](spec, codec, out, memory)
+
+
+def state_nbytes(spec: TensorSpec, codec: Codec) -> int:
+    """Bytes of state that this codec's accumulator keeps besides the tensor itself."""
+    return ACCUMULATORS[codec.name].state_nbytes(spec, codec)
+
+
+def warm() -> None:
+    """Compile every kernel once (cached on disk): call before threads or processes would each do it."""
+    planes_encode.warm()
+    planes_decode.warm()
+    spectral.warm()

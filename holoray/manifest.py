@@ -1,0 +1,269 @@
+"""The manifest: every tensor and every fragment of a store, as one Arrow table sealed by its SHA-256 (the root)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any, Final
+
+import pyarrow as pa
+
+from holoray.codecs.base import Codec, check_entry
+from holoray.codecs.registry import get_codec
+from holoray.compression import NAMES, NONE
+from holoray.errors import FormatError, HolorayError, LimitError
+from holoray.fragment import NO_PREREQUISITE, FragmentEntry, TensorEntry
+from holoray.integrity import format_root
+from holoray.tensor import TensorSpec
+
+FORMAT: Final = 1
+MAX_MANIFEST_BYTES: Final = 1 << 30
+MAX_CONFIG_BYTES: Final = 1 << 26
+# zstd reaches about 32,700:1 on constants; a tensor that claims more than this per stored byte is a bomb.
+MAX_EXPANSION: Final = 1 << 16
+_METADATA_KEY: Final = b"holoray"
+
+_FRAGMENT: Final = pa.struct(
+    [
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("layer", pa.int32(), nullable=False),
+        pa.field("slot", pa.int32(), nullable=False),
+        pa.field("requires", pa.int32(), nullable=False),
+        pa.field("compression", pa.string(), nullable=False),
+        pa.field("stored_bytes", pa.int64(), nullable=False),
+        pa.field("raw_bytes", pa.int64(), nullable=False),
+        pa.field("gain", pa.float64(), nullable=False),
+        pa.field("xxh3_64", pa.uint64(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("file", pa.int32(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("order", pa.int32(), nullable=False),
+    ]
+)
+SCHEMA: Final = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("dtype", pa.string(), nullable=False),
+        pa.field("shape", pa.list_(pa.field("item", pa.int64(), nullable=False)), nullable=False),
+        pa.field("codec", pa.string(), nullable=False),
+        pa.field("config", pa.large_string(), nullable=False),
+        pa.field("residual", pa.float64(), nullable=False),
+        pa.field("mandatory", pa.bool_(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("fragments", pa.list_(pa.field("item", _FRAGMENT, nullable=False)), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One fragment file: its size and the sha256 of everything in it that is no payload (Arrow's framing)."""
+
+    number: int
+    bytes: int
+    framing_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Tensors in checkpoint order, the files that hold their fragments, and how the store was made."""
+
+    tensors: tuple[TensorEntry, ...]
+    files: tuple[FileEntry, ...]
+    options: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    """The checkpoint's own free-form metadata (safetensors `__metadata__`)."""
+
+    @cached_property
+    def codecs(self) -> tuple[Codec, ...]:
+        """The codec of each tensor."""
+        return tuple(get_codec(t.codec, t.config) for t in self.tensors)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, int]:
+        return {t.name: i for i, t in enumerate(self.tensors)}
+
+    @property
+    def fragment_count(self) -> int:
+        return sum(len(t.fragments) for t in self.tensors)
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes of the tensors as they will be loaded."""
+        return sum(t.spec.nbytes for t in self.tensors)
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The Arrow IPC file: what `ROOT` is the digest of."""
+        return _to_arrow(self)
+
+    @property
+    def root(self) -> str:
+        return format_root(self.encoded)
+
+    @property
+    def bytes_stored(self) -> int:
+        """Bytes of the whole store: fragment files, manifest and ROOT."""
+        return sum(f.bytes for f in self.files) + len(self.encoded) + len(self.root) + 1
+
+
+def _to_arrow(manifest: Manifest) -> bytes:
+    rows = [
+        {
+            "name": t.name,
+            "dtype": t.spec.dtype,
+            "shape": list(t.spec.shape),
+            "codec": t.codec,
+            "config": json.dumps(t.config, sort_keys=True, separators=(",", ":")),
+            "residual": t.residual,
+            "mandatory": t.mandatory,
+            "sha256": t.sha256,
+            "fragments": [{f: getattr(entry, f) for f in _FRAGMENT_FIELDS} for entry in t.fragments],
+        }
+        for t in manifest.tensors
+    ]
+    header = {
+        "format": FORMAT,
+        "files": [asdict(f) for f in manifest.files],
+        "options": dict(manifest.options),
+        "metadata": dict(manifest.metadata),
+    }
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"))
+    batch = pa.RecordBatch.from_pylist(rows, schema=SCHEMA.with_metadata({_METADATA_KEY: text.encode()}))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    encoded: bytes = sink.getvalue().to_pybytes()
+    return encoded
+
+
+_FRAGMENT_FIELDS: Final = tuple(f.name for f in fields(FragmentEntry))
+
+
+def read_manifest(encoded: bytes) -> Manifest:
+    """Parse and check a manifest; every later stage may trust what this returns.
+
+    Raises FormatError (or LimitError) for anything that `Manifest.encoded` would not have written.
+    """
+    if len(encoded) > MAX_MANIFEST_BYTES:
+        raise LimitError(f"a manifest of {len(encoded)} bytes is beyond the limit of {MAX_MANIFEST_BYTES}")
+    try:
+        header, rows = _parse_arrow(encoded)
+        manifest = Manifest(
+            tensors=tuple(_tensor_entry(row) for row in rows),
+            files=tuple(_file_entry(row) for row in header["files"]),
+            options=_object(header["options"]),
+            metadata={str(k): str(v) for k, v in _object(header["metadata"]).items()},
+        )
+        _check(manifest)
+    except HolorayError:
+        raise
+    except (pa.ArrowException, ValueError, LookupError, TypeError, OSError, MemoryError, ArithmeticError) as error:
+        raise FormatError(f"the manifest is malformed: {type(error).__name__}: {error}") from None
+    except RecursionError:
+        raise FormatError("the manifest nests too deeply") from None
+    manifest.__dict__["encoded"] = encoded  # as read: re-encoding could differ in Arrow's padding
+    return manifest
+
+
+def _parse_arrow(encoded: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    with pa.ipc.open_file(pa.py_buffer(encoded)) as reader:
+        if reader.num_record_batches != 1 or not reader.schema.equals(SCHEMA, check_metadata=False):
+            raise FormatError("the manifest does not have holoray's schema", hint="was it written by a newer version?")
+        text = (reader.schema.metadata or {}).get(_METADATA_KEY, b"")
+        batch = reader.get_batch(0)
+    batch.validate(full=True)  # Arrow trusts offsets of IPC files; unchecked ones crash the process
+    header = _object(json.loads(text))
+    if header.get("format") != FORMAT:
+        raise FormatError(f"store format {header.get('format')!r} is not {FORMAT}", hint="upgrade holoray")
+    if any(column.null_count for column in batch.columns):
+        raise FormatError("the manifest has null values")
+    return header, batch.to_pylist()
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise FormatError("the manifest holds something else where a JSON object belongs")
+    return value
+
+
+def _tensor_entry(row: Mapping[str, Any]) -> TensorEntry:
+    if len(row["config"]) > MAX_CONFIG_BYTES:
+        raise LimitError("a codec configuration is absurdly large")
+    return TensorEntry(
+        spec=TensorSpec(row["name"], row["dtype"], tuple(row["shape"])),
+        codec=row["codec"],
+        config=_object(json.loads(row["config"])),
+        residual=row["residual"],
+        mandatory=row["mandatory"],
+        sha256=row["sha256"],
+        fragments=tuple(FragmentEntry(**f) for f in row["fragments"]),
+    )
+
+
+def _file_entry(row: Mapping[str, Any]) -> FileEntry:
+    entry = FileEntry(**row)
+    if type(entry.number) is not int or type(entry.bytes) is not int or type(entry.framing_sha256) is not str:
+        raise FormatError("the manifest's list of files is malformed")
+    if not 0 <= entry.number < 1 << 31 or entry.bytes < 0:
+        raise LimitError(f"the manifest lists an impossible file {entry.number}")
+    return entry
+
+
+def _check(manifest: Manifest) -> None:
+    sizes = {f.number: f.bytes for f in manifest.files}
+    if len(sizes) != len(manifest.files):
+        raise FormatError("the manifest lists a file twice")
+    if len(manifest.by_name) != len(manifest.tensors):
+        raise FormatError("the manifest lists a tensor twice")
+    for codec, tensor in zip(manifest.codecs, manifest.tensors, strict=True):
+        _check_tensor(codec, tensor, sizes)
+    _check_ranges(manifest.tensors)
+    _check_order(manifest.tensors)
+
+
+def _check_tensor(codec: Codec, tensor: TensorEntry, sizes: Mapping[int, int]) -> None:
+    if tensor.spec.nbytes > (tensor.stored_bytes + 16) * MAX_EXPANSION:
+        raise LimitError(
+            f"tensor {tensor.name!r} claims {tensor.spec.nbytes} bytes from {tensor.stored_bytes} stored ones",
+            tensor=tensor.name,
+        )
+    check_entry(codec, tensor)
+    if not math.isfinite(tensor.residual) or tensor.residual < 0 or not math.isfinite(tensor.energy):
+        raise FormatError(f"tensor {tensor.name!r} has no finite energy", tensor=tensor.name)
+    for fragment in tensor.fragments:
+        _check_fragment(codec, tensor, fragment, sizes)
+
+
+def _check_fragment(codec: Codec, tensor: TensorEntry, fragment: FragmentEntry, sizes: Mapping[int, int]) -> None:
+    inside = 0 <= fragment.offset <= sizes.get(fragment.file, -1) - fragment.stored_bytes
+    plausible = fragment.stored_bytes >= 0 and math.isfinite(fragment.gain)
+    known = fragment.compression in NAMES and (codec.whole_fragment_compression or fragment.compression == NONE)
+    same = fragment.compression != NONE or fragment.stored_bytes == fragment.raw_bytes
+    if not (inside and plausible and known and same):
+        raise FormatError(
+            f"fragment {fragment.index} of tensor {tensor.name!r} is described impossibly",
+            tensor=tensor.name,
+            fragment=fragment.index,
+        )
+
+
+def _check_ranges(tensors: Sequence[TensorEntry]) -> None:
+    ranges = sorted((f.file, f.offset, f.stored_bytes) for t in tensors for f in t.fragments if f.stored_bytes)
+    for (file, offset, length), (next_file, next_offset, _) in zip(ranges, ranges[1:], strict=False):
+        if file == next_file and offset + length > next_offset:
+            raise FormatError(f"fragments of file {file} overlap at byte {next_offset}")
+
+
+def _check_order(tensors: Sequence[TensorEntry]) -> None:
+    places = [f.order for t in tensors for f in t.fragments]
+    if sorted(places) != list(range(len(places))):
+        raise FormatError("the streaming order is not a permutation of the fragments")
+    for tensor in tensors:
+        for fragment in tensor.fragments:
+            requires = fragment.requires
+            if requires != NO_PREREQUISITE and tensor.fragments[requires].order > fragment.order:
+                raise FormatError(f"fragment {fragment.index} of {tensor.name!r} streams before its prerequisite")

@@ -1,0 +1,1 @@
+"""A fragment's way from a store into weights: `fragment_pipeline` is the table of contents."""

@@ -1,0 +1,49 @@
+"""Fetch: the stored bytes of a batch, adjacent fragments in one read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from holoray.fragment import FragmentEntry
+from holoray.stores.base import Store, fragment_file
+
+
+@dataclass(slots=True)
+class _Span:
+    """Fragments that follow each other in one file."""
+
+    file: int
+    offset: int
+    length: int
+    members: list[int]
+
+
+def fetch(store: Store, entries: Sequence[FragmentEntry], buffer: memoryview) -> list[memoryview]:
+    """Read the payloads of `entries` into `buffer` (as long as all of them together); one view per entry.
+
+    A view is shorter than its payload where the file ends too early: verification tells.
+    """
+    views: list[memoryview] = [buffer[:0]] * len(entries)
+    position = 0
+    for span in _spans(entries):
+        got = store.read_into(fragment_file(span.file), span.offset, buffer[position : position + span.length])
+        for member in span.members:
+            start = position + entries[member].offset - span.offset
+            end = min(start + entries[member].stored_bytes, position + got)
+            views[member] = buffer[start : max(start, end)]
+        position += span.length
+    return views
+
+
+def _spans(entries: Sequence[FragmentEntry]) -> list[_Span]:
+    spans: list[_Span] = []
+    for member in sorted(range(len(entries)), key=lambda i: (entries[i].file, entries[i].offset)):
+        entry = entries[member]
+        last = spans[-1] if spans else None
+        if last is not None and (last.file, last.offset + last.length) == (entry.file, entry.offset):
+            last.length += entry.stored_bytes
+            last.members.append(member)
+        else:
+            spans.append(_Span(entry.file, entry.offset, entry.stored_bytes, [member]))
+    return spans

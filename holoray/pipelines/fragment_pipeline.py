@@ -1,0 +1,160 @@
+"""A fragment's way through one process, a stage a line:
+
+store -> fetch -> verify -> decompress -> accumulate -> finalize -> hand over
+
+One thread carries a batch the whole way. Reading waits, so there are more threads than cores; decoding does not, so a
+semaphore lets as many decode at once as there are cores. One byte budget bounds what is in flight.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Final, Protocol
+
+from holoray.errors import FormatError, HolorayError, IntegrityError
+from holoray.integrity import check as check_integrity
+from holoray.kernels.accumulator import Accumulator
+from holoray.kernels.scratch import Scratch
+from holoray.manifest import Manifest
+from holoray.pipelines.budget import ByteBudget
+from holoray.pipelines.fetch import fetch
+from holoray.pipelines.meter import Meter, Tally, stage
+from holoray.pipelines.plan import Unit, batches
+from holoray.stores.base import Store
+
+BATCH_BYTES: Final = 2 << 20
+BUDGET_BYTES: Final = 64 << 20
+_READERS: Final = 2
+
+OnUnit = Callable[[Unit], None]
+
+
+class Destination(Protocol):
+    """Where weights go: opened when a tensor's first unit arrives, closed when its last planned one is in."""
+
+    def open(self, tensor: int) -> Accumulator: ...
+
+    def close(self, tensor: int) -> None: ...
+
+
+class FragmentPipeline:
+    """Carries units of one sealed store to their destination.
+
+    `strict` checks sha256 besides xxh3_64; `finalize=False` leaves tensors as accumulated. Errors stop the run: the first one is raised once all threads are idle.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        *,
+        strict: bool = False,
+        threads: int | None = None,
+        budget_bytes: int = BUDGET_BYTES,
+        meter: Meter | None = None,
+        finalize: bool = True,
+    ) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._strict = strict
+        self._finalize = finalize
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self.budget = ByteBudget(budget_bytes)
+        self.meter = meter or Meter()
+        self._decoding = threading.BoundedSemaphore(self._threads)
+        self._local = threading.local()
+
+    def run(self, work: Sequence[Unit], destination: Destination, on_unit: OnUnit | None = None) -> None:
+        """Bring every unit to its destination; `on_unit` is called after each, from the thread that carried it."""
+        tensors = _OpenTensors(destination, Counter(unit.tensor for unit in work), self._finalize)
+        with ThreadPoolExecutor(self._threads + _READERS, thread_name_prefix="holoray") as pool:
+            futures = [pool.submit(self._carry, batch, tensors, on_unit) for batch in batches(work, BATCH_BYTES)]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            finally:  # after an error, or an interrupt while waiting: what has not begun never will
+                pool.shutdown(wait=True, cancel_futures=True)
+        for future in done:
+            future.result()
+
+    def _carry(self, batch: Sequence[Unit], tensors: _OpenTensors, on_unit: OnUnit | None) -> None:
+        tally = Tally()
+        entries = [fragment for unit in batch for fragment in unit.fragments]
+        with self.budget.borrow(sum(entry.stored_bytes for entry in entries)) as buffer:
+            with stage(tally, "fetch"):
+                payloads = fetch(self._store, entries, buffer)
+            with self._decoding:
+                for unit in batch:
+                    own, payloads = payloads[: len(unit.fragments)], payloads[len(unit.fragments) :]
+                    self._decode(unit, own, tensors, tally)
+                    if on_unit is not None:
+                        on_unit(unit)
+        self.meter.add(tally)
+
+    def _decode(self, unit: Unit, payloads: Sequence[memoryview], tensors: _OpenTensors, tally: Tally) -> None:
+        entry = self._manifest.tensors[unit.tensor]
+        accumulator = tensors.open(unit.tensor)
+        try:
+            with stage(tally, "verify"):
+                for fragment, payload in zip(unit.fragments, payloads, strict=True):
+                    check_integrity(entry.name, fragment, payload, strict=self._strict, source=self._store.uri)
+            with stage(tally, "decompress"):
+                raw = accumulator.decompress(unit.fragments, payloads, self._scratch)
+            with stage(tally, "accumulate"):
+                accumulator.accumulate(unit.slot, raw, self._scratch)
+            with stage(tally, "finalize"):
+                tensors.done(unit.tensor)
+        except HolorayError as error:
+            tally.count("corrupt", len(unit.fragments), unit.stored_bytes)
+            self.meter.add(tally)
+            raise _located(error, entry.name, unit, self._store.uri) from error
+        tally.count("applied", len(unit.fragments), unit.stored_bytes)
+        tally.decoded_bytes += accumulator.slot_nbytes(unit.slot)
+
+    @property
+    def _scratch(self) -> Scratch:
+        if not hasattr(self._local, "scratch"):
+            self._local.scratch = Scratch()
+        scratch: Scratch = self._local.scratch
+        return scratch
+
+
+class _OpenTensors:
+    """Accumulators of the tensors under way, and how many units each still waits for."""
+
+    def __init__(self, destination: Destination, units: Counter[int], finalize: bool) -> None:
+        self._destination = destination
+        self._remaining = units
+        self._finalize = finalize
+        self._accumulators: dict[int, Accumulator] = {}
+        self._lock = threading.Lock()
+
+    def open(self, tensor: int) -> Accumulator:
+        with self._lock:
+            if tensor not in self._accumulators:
+                self._accumulators[tensor] = self._destination.open(tensor)
+            return self._accumulators[tensor]
+
+    def done(self, tensor: int) -> None:
+        with self._lock:
+            self._remaining[tensor] -= 1
+            if self._remaining[tensor]:
+                return
+            accumulator = self._accumulators.pop(tensor)
+        if self._finalize:
+            accumulator.finalize()
+        self._destination.close(tensor)
+
+
+def _located(error: HolorayError, tensor: str, unit: Unit, source: str) -> HolorayError:
+    """The error with the place where it happened, where it does not say so itself."""
+    if isinstance(error, FormatError) and not isinstance(error, IntegrityError):
+        # The digest matched, so whoever sealed the store wrote this.
+        error.hint = error.hint or "the store was sealed with a malformed fragment: encode it again"
+    error.tensor = error.tensor or tensor
+    error.fragment = error.fragment if error.fragment is not None else unit.fragments[0].index
+    error.source = error.source or source
+    return error

@@ -1,0 +1,172 @@
+"""Load in one process: to a target, and on from there."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from holoray.errors import CapacityError
+from holoray.formats.safetensors import SafetensorsWriter
+from holoray.kernels.accumulator import Accumulator
+from holoray.kernels.registry import make_accumulator
+from holoray.manifest import Manifest
+from holoray.pipelines.fragment_pipeline import FragmentPipeline
+from holoray.pipelines.ledger import QualityLedger
+from holoray.pipelines.meter import Meter
+from holoray.pipelines.plan import Key, Target, Unit, check_quality_reached, select, units
+from holoray.pipelines.verify import check_sizes
+from holoray.quality import Quality
+from holoray.stores.base import Store
+from holoray.tensor import Array
+
+OnFragment = Callable[[str, int, float], None]
+"""Called with tensor name, fragment index and the model's quality after each fragment; from several threads."""
+
+
+class Loader:
+    """Weights of a sealed store in this process's memory, refined in place by every further `load`."""
+
+    def __init__(self, store: Store, manifest: Manifest, *, strict: bool = False, meter: Meter | None = None) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._pipeline = FragmentPipeline(store, manifest, strict=strict, meter=meter)
+        self._progress = Progress(manifest)
+        self._accumulators: dict[int, Accumulator] = {}
+
+    def load(self, target: Target | None = None, on_fragment: OnFragment | None = None) -> Quality:
+        """Fetch what the target needs and is not there yet; returns the quality reached.
+
+        Raises QualityError or CapacityError before anything is read if the target cannot be met, IntegrityError for
+        a damaged fragment; what was loaded before stays usable.
+        """
+        target = target or Target()
+        keys = [key for key in select(self._manifest, target) if not self._progress.has(key)]
+        check_sizes(self._store, self._manifest)
+        _check_memory(sum(t.spec.nbytes for t in self._manifest.tensors))
+        self._pipeline.run(units(self._manifest, keys), self, self._progress.callback(on_fragment))
+        check_quality_reached(self.quality, target)
+        return self.quality
+
+    @property
+    def quality(self) -> Quality:
+        return self._progress.quality
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes fetched so far, manifest included."""
+        return self._progress.bytes_read
+
+    @property
+    def fragments_read(self) -> int:
+        return self._progress.fragments_read
+
+    def state_dict(self) -> dict[str, Array]:
+        """The weights as they are now; tensors of which nothing is there are zeros. Later loads refine them in place."""
+        return {t.name: self._accumulator(i).out for i, t in enumerate(self._manifest.tensors)}
+
+    def open(self, tensor: int) -> Accumulator:
+        return self._accumulator(tensor)
+
+    def close(self, tensor: int) -> None:
+        """Weights stay with us."""
+
+    def _accumulator(self, tensor: int) -> Accumulator:
+        if tensor not in self._accumulators:
+            spec = self._manifest.tensors[tensor].spec
+            out = np.zeros(spec.shape, spec.numpy_dtype)
+            self._accumulators[tensor] = make_accumulator(spec, self._manifest.codecs[tensor], out)
+        return self._accumulators[tensor]
+
+
+class Progress:
+    """Which fragments are in, from several threads."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._ledger = QualityLedger(manifest.tensors)
+        self._keys: set[Key] = set()
+        self._lock = threading.Lock()
+        self.bytes_read = len(manifest.encoded)
+
+    def has(self, key: Key) -> bool:
+        return key in self._keys
+
+    @property
+    def quality(self) -> Quality:
+        return self._ledger.quality
+
+    @property
+    def fragments_read(self) -> int:
+        return len(self._keys)
+
+    def callback(self, on_fragment: OnFragment | None) -> Callable[[Unit], None]:
+        def on_unit(unit: Unit) -> None:
+            with self._lock:
+                self.bytes_read += unit.stored_bytes
+                for fragment in unit.fragments:
+                    self._keys.add((unit.tensor, fragment.index))
+                    self._ledger.add(unit.tensor, fragment.index)
+                    if on_fragment is not None:
+                        name = self._manifest.tensors[unit.tensor].name
+                        on_fragment(name, fragment.index, self._ledger.quality.ratio)
+
+        return on_unit
+
+
+class FileDestination:
+    """Tensors go to a safetensors file as they are finished, so the model need not fit into memory."""
+
+    def __init__(self, manifest: Manifest, writer: SafetensorsWriter) -> None:
+        self._manifest = manifest
+        self._writer = writer
+        self._open: dict[int, Accumulator] = {}
+
+    def open(self, tensor: int) -> Accumulator:
+        spec = self._manifest.tensors[tensor].spec
+        out = np.zeros(spec.shape, spec.numpy_dtype)
+        self._open[tensor] = make_accumulator(spec, self._manifest.codecs[tensor], out)
+        return self._open[tensor]
+
+    def close(self, tensor: int) -> None:
+        accumulator = self._open.pop(tensor)
+        self._writer.write(accumulator.spec.name, accumulator.out)
+
+
+def load_to_file(
+    store: Store,
+    manifest: Manifest,
+    path: str | os.PathLike[str],
+    target: Target,
+    *,
+    strict: bool = False,
+    meter: Meter | None = None,
+    on_fragment: OnFragment | None = None,
+) -> Progress:
+    """Load to a target straight into a safetensors file (whole or not at all); tensors left out are zeros."""
+    keys = select(manifest, target)
+    check_sizes(store, manifest)
+    progress = Progress(manifest)
+    pipeline = FragmentPipeline(store, manifest, strict=strict, meter=meter)
+    with SafetensorsWriter(path, [t.spec for t in manifest.tensors], manifest.metadata) as writer:
+        # Bytes never written read as zeros: the writer allocates the file up front.
+        pipeline.run(units(manifest, keys), FileDestination(manifest, writer), progress.callback(on_fragment))
+        check_quality_reached(progress.quality, target)
+    return progress
+
+
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+def _check_memory(nbytes: int) -> None:
+    """Refuse what no memory of this machine can hold: a clear error beats being killed."""
+    total = os.sysconf("SC_PHYS_PAGES") * _PAGE
+    if nbytes > total:
+        raise CapacityError(
+            f"the weights take {nbytes} bytes and this machine has {total}",
+            hint="use `holoray load STORE OUT`, which streams to a file",
+        )
+

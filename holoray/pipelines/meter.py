@@ -1,0 +1,76 @@
+"""What a load counts: seconds by stage, fragments and bytes by outcome. Plain numbers that travel between processes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from holoray.metrics import STAGE_BUCKETS, Histogram, JobMetrics
+
+STAGES: Final = ("fetch", "verify", "decompress", "accumulate", "combine", "finalize")
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of one stretch of work; `merge` adds those of another."""
+
+    stages: dict[str, Histogram] = field(default_factory=dict)
+    fragments: Counter[str] = field(default_factory=Counter)
+    received_bytes: Counter[str] = field(default_factory=Counter)
+    decoded_bytes: int = 0
+
+    def merge(self, other: Tally) -> None:
+        for name, histogram in other.stages.items():
+            self.stages.setdefault(name, Histogram.empty(STAGE_BUCKETS)).merge(histogram)
+        self.fragments += other.fragments
+        self.received_bytes += other.received_bytes
+        self.decoded_bytes += other.decoded_bytes
+
+    def count(self, outcome: str, fragments: int, nbytes: int) -> None:
+        """Count fragments and their stored bytes under an outcome (see the catalogue of metrics)."""
+        self.fragments[outcome] += fragments
+        self.received_bytes[outcome] += nbytes
+
+
+class Meter:
+    """A tally that several threads add to; `take` hands it over and starts a new one."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+        self._lock = threading.Lock()
+
+    def add(self, tally: Tally) -> None:
+        with self._lock:
+            self._tally.merge(tally)
+
+    def take(self) -> Tally:
+        with self._lock:
+            tally, self._tally = self._tally, Tally()
+        return tally
+
+
+@contextmanager
+def stage(tally: Tally, name: str) -> Iterator[None]:
+    """Time a stage; the tally belongs to the calling thread."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        histogram = tally.stages.setdefault(name, Histogram.empty(STAGE_BUCKETS))
+        histogram.observe(time.perf_counter() - start, STAGE_BUCKETS)
+
+
+def record(metrics: JobMetrics, tally: Tally) -> None:
+    """Add a tally to the metrics of a job."""
+    for name, histogram in tally.stages.items():
+        metrics.merge("holoray_stage_duration_seconds", histogram, stage=name)
+        metrics.inc("holoray_stage_busy_seconds_total", histogram.sum, stage=name)
+    for outcome, count in tally.fragments.items():
+        metrics.inc("holoray_fragments_total", count, outcome=outcome)
+        metrics.inc("holoray_received_bytes_total", tally.received_bytes[outcome], outcome=outcome)
+    metrics.inc("holoray_decoded_bytes_total", tally.decoded_bytes)

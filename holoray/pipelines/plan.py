@@ -1,0 +1,211 @@
+"""Which fragments, in which order: greatest gain per byte first, respecting prerequisites.
+
+A single layer may gain little or even lose while the next one gains much, so the fragments of a slot are grouped
+into *steps*: the upper convex hull of cumulative gain over cumulative bytes. Taken greedily over all slots, steps
+give the best quality for every number of bytes up to one step (the fractional-knapsack argument).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from holoray.codecs.base import present_with_prerequisites
+from holoray.errors import CapacityError, QualityError, UsageError
+from holoray.fragment import FragmentEntry, TensorEntry
+from holoray.manifest import Manifest
+from holoray.pipelines.ledger import QualityLedger
+from holoray.quality import Quality, check_target
+
+Key = tuple[int, int]
+"""A fragment of a manifest: (position of the tensor, index of the fragment)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """When to stop: at a quality, at a number of bytes, at given fragment indices of each tensor, or at the end."""
+
+    quality: float | None = None
+    bytes: int | None = None
+    fragments: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.quality, self.bytes, self.fragments)) > 1:
+            raise UsageError("choose one of quality, bytes and fragments")
+        if self.quality is not None:
+            check_target(self.quality)
+        if self.bytes is not None and self.bytes < 0:
+            raise UsageError("a byte budget cannot be negative")
+        if self.fragments is not None and (not self.fragments or min(self.fragments) < 0):
+            raise UsageError("fragment indices must be a list of numbers from 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The fragments of one slot that are decoded together: the smallest piece of work."""
+
+    tensor: int
+    slot: int
+    fragments: tuple[FragmentEntry, ...]
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(f.stored_bytes for f in self.fragments)
+
+
+def with_streaming_order(tensors: Sequence[TensorEntry]) -> tuple[TensorEntry, ...]:
+    """The same tensors with `order` set: mandatory ones first, then steps by falling gain per byte."""
+    keys = [(t, f.index) for t, tensor in enumerate(tensors) if tensor.mandatory for f in tensor.fragments]
+    steps = [
+        (-rate, t, first, indices)
+        for t, tensor in enumerate(tensors)
+        if not tensor.mandatory
+        for rate, first, indices in _steps(tensor)
+    ]
+    keys += [(t, index) for _, t, _, indices in sorted(steps) for index in indices]
+    place = {key: order for order, key in enumerate(keys)}
+    return tuple(
+        replace(tensor, fragments=tuple(replace(f, order=place[t, f.index]) for f in tensor.fragments))
+        for t, tensor in enumerate(tensors)
+    )
+
+
+def _steps(tensor: TensorEntry) -> Iterator[tuple[float, int, tuple[int, ...]]]:
+    """(gain per byte, first index, indices) of each step of each slot."""
+    slots: dict[int, list[FragmentEntry]] = defaultdict(list)
+    for fragment in tensor.fragments:
+        slots[fragment.slot].append(fragment)
+    for chain in slots.values():
+        while chain:
+            rates = list(_rates(chain))
+            best = max(range(len(rates)), key=lambda i: (rates[i], i))
+            yield rates[best], chain[0].index, tuple(f.index for f in chain[: best + 1])
+            chain = chain[best + 1 :]
+
+
+def _rates(chain: Sequence[FragmentEntry]) -> Iterator[float]:
+    gain, nbytes = 0.0, 0
+    for fragment in chain:
+        gain += fragment.gain
+        nbytes += fragment.stored_bytes
+        yield gain / max(nbytes, 1)
+
+
+def streaming_keys(manifest: Manifest) -> list[Key]:
+    """All fragments in streaming order."""
+    ordered = sorted((f.order, t, f.index) for t, tensor in enumerate(manifest.tensors) for f in tensor.fragments)
+    return [(t, index) for _, t, index in ordered]
+
+
+def quality_curve(manifest: Manifest) -> list[tuple[int, float]]:
+    """(bytes read, quality) after the manifest, and after each fragment in streaming order; measured gains."""
+    ledger = QualityLedger(manifest.tensors)
+    nbytes = len(manifest.encoded)
+    curve = [(nbytes, ledger.quality.ratio)]
+    for t, index in streaming_keys(manifest):
+        ledger.add(t, index)
+        nbytes += manifest.tensors[t].fragments[index].stored_bytes
+        curve.append((nbytes, ledger.quality.ratio))
+    return curve
+
+
+def select(manifest: Manifest, target: Target) -> list[Key]:
+    """The fragments that reach the target, in streaming order (mandatory tensors always among them).
+
+    Raises QualityError if the quality cannot be reached, CapacityError if the byte budget does not even hold the
+    manifest and the mandatory tensors.
+    """
+    keys = streaming_keys(manifest)
+    if target.quality is not None:
+        return _until_quality(manifest, keys, target.quality)
+    if target.bytes is not None:
+        return _within_bytes(manifest, keys, target.bytes)
+    if target.fragments is not None:
+        return _given(manifest, keys, frozenset(target.fragments))
+    return keys
+
+
+def _until_quality(manifest: Manifest, keys: list[Key], quality: float) -> list[Key]:
+    ledger = QualityLedger(manifest.tensors)
+    mandatory = sum(len(t.fragments) for t in manifest.tensors if t.mandatory)
+    for count, (t, index) in enumerate(keys):
+        if count >= mandatory and ledger.quality.reaches(quality):
+            return keys[:count]
+        ledger.add(t, index)
+    # With every fragment there, quality 1 is reached by definition; a transform's rounding may deny the last digits.
+    if quality < 1.0 and ledger.quality.ratio < quality:
+        raise QualityError(
+            f"quality {quality} is not reachable: the whole store gives {ledger.quality.ratio!r}",
+            hint="lower the target, or encode with --codec planes, which ends exact",
+        )
+    return keys
+
+
+def _within_bytes(manifest: Manifest, keys: list[Key], budget: int) -> list[Key]:
+    """The best prefix of the stream within the budget: a point of the quality curve."""
+    ledger = QualityLedger(manifest.tensors)
+    nbytes = len(manifest.encoded)
+    mandatory = sum(len(t.fragments) for t in manifest.tensors if t.mandatory)
+    least = nbytes + sum(t.stored_bytes for t in manifest.tensors if t.mandatory)
+    if budget < least:
+        raise CapacityError(
+            f"{budget} bytes do not hold the manifest and the mandatory tensors ({least} bytes)",
+            hint=f"allow at least {least} bytes",
+        )
+    best, best_count = -1.0, mandatory
+    for count, (t, index) in enumerate(keys, start=1):
+        nbytes += manifest.tensors[t].fragments[index].stored_bytes
+        if nbytes > budget:
+            break
+        ledger.add(t, index)
+        if count >= mandatory and ledger.quality.ratio > best:
+            best, best_count = ledger.quality.ratio, count
+    else:
+        return keys
+    return keys[:best_count]
+
+
+def _given(manifest: Manifest, keys: list[Key], indices: frozenset[int]) -> list[Key]:
+    """`indices` counts layers for a codec with layers, fragments otherwise; what lacks prerequisites is left out."""
+    wanted: set[Key] = set()
+    for t, (tensor, codec) in enumerate(zip(manifest.tensors, manifest.codecs, strict=True)):
+        chosen = frozenset(
+            f.index for f in tensor.fragments if tensor.mandatory or (f.layer if codec.layered else f.index) in indices
+        )
+        wanted.update((t, index) for index in present_with_prerequisites(codec, tensor.spec, chosen))
+    return [key for key in keys if key in wanted]
+
+
+def units(manifest: Manifest, keys: Iterable[Key]) -> list[Unit]:
+    """The keys grouped by slot; mandatory tensors first, then in checkpoint order."""
+    grouped: dict[tuple[bool, int, int], list[FragmentEntry]] = defaultdict(list)
+    for t, index in keys:
+        fragment = manifest.tensors[t].fragments[index]
+        grouped[not manifest.tensors[t].mandatory, t, fragment.slot].append(fragment)
+    return [
+        Unit(t, slot, tuple(sorted(grouped[rank, t, slot], key=lambda f: f.layer)))
+        for rank, t, slot in sorted(grouped)
+    ]
+
+
+def batches(work: Sequence[Unit], nbytes: int) -> list[tuple[Unit, ...]]:
+    """Consecutive units in batches of about `nbytes` stored bytes (at least one unit each)."""
+    out: list[tuple[Unit, ...]] = []
+    batch: list[Unit] = []
+    size = 0
+    for unit in work:
+        if batch and size + unit.stored_bytes > nbytes:
+            out.append(tuple(batch))
+            batch, size = [], 0
+        batch.append(unit)
+        size += unit.stored_bytes
+    if batch:
+        out.append(tuple(batch))
+    return out
+
+
+def check_quality_reached(quality: Quality, target: Target) -> None:
+    """Raise QualityError if a load that went as planned ended below its target: the manifest's gains lied."""
+    if target.quality is not None and not quality.reaches(target.quality):
+        raise QualityError(f"the load ended at quality {quality.ratio!r} instead of {target.quality}")

@@ -1,0 +1,91 @@
+"""Which codec a tensor gets, and which tensors load first."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from holoray.compression import ZSTD, check_name
+from holoray.errors import FormatError, UsageError
+from holoray.kernels.encoder import EncodeOptions
+from holoray.kernels.registry import check_codec_name
+from holoray.tensor import DTYPES, TRANSFORMABLE, Array, TensorSpec
+
+MANDATORY_1D_ELEMENTS: Final = 1 << 20
+MANDATORY_ELEMENTS: Final = 1 << 12
+CASTS: Final = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+_CASTABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True)
+class EncodePolicy:
+    """What a user chose for an encode; validated here, once. `patterns`: (glob, codec), the first match wins."""
+
+    codec: str = "planes"
+    fragments: int = 8
+    seed: int = 0
+    dtype: str | None = None
+    patterns: tuple[tuple[str, str], ...] = field(default=())
+    compression: str = ZSTD
+    tile: int = 0
+
+    def __post_init__(self) -> None:
+        check_codec_name(self.codec)
+        check_name(self.compression)
+        for _, codec in self.patterns:
+            check_codec_name(codec)
+        if self.dtype is not None and self.dtype not in CASTS:
+            raise UsageError(f"unknown dtype {self.dtype!r}", hint=f"choose one of {', '.join(CASTS)}")
+        if not 1 <= self.fragments <= 4096 or not 0 <= self.seed < 1 << 64 or self.tile < 0:
+            raise UsageError("fragments must be 1 to 4096, the seed a u64, the tile not negative")
+
+    @property
+    def options(self) -> EncodeOptions:
+        return EncodeOptions(self.fragments, self.seed, self.compression, self.tile)
+
+    def get_config(self) -> dict[str, Any]:
+        """The policy as JSON values, kept in the manifest."""
+        return asdict(self) | {"patterns": [list(pattern) for pattern in self.patterns]}
+
+    def codec_of(self, name: str) -> str:
+        return next((codec for glob, codec in self.patterns if fnmatch.fnmatchcase(name, glob)), self.codec)
+
+    def cast(self, name: str, array: Array) -> Array:
+        """The array in the chosen dtype (round to nearest even); raises FormatError where finite values overflow."""
+        if self.dtype is None or TensorSpec.of(name, array).dtype not in _CASTABLE:
+            return array
+        with np.errstate(over="ignore", invalid="ignore"):
+            out = array.astype(DTYPES[CASTS[self.dtype]])
+        if not np.array_equal(np.isfinite(out), np.isfinite(array)):
+            raise FormatError(
+                f"tensor {name!r} has values beyond the range of {self.dtype}",
+                hint="choose bf16 or f32, or leave --dtype out",
+                tensor=name,
+            )
+        return out
+
+
+def is_mandatory(spec: TensorSpec, array: Array, codec: str) -> bool:
+    """Small and 1-D tensors, other dtypes, and NaN or Inf under a transform: stored raw, loaded first."""
+    if spec.dtype not in TRANSFORMABLE or spec.size < MANDATORY_ELEMENTS:
+        return True
+    if len(spec.shape) == 1 and spec.size <= MANDATORY_1D_ELEMENTS:
+        return True
+    return codec not in ("raw", "planes") and not bool(np.all(np.isfinite(array)))
+
+
+def parse_patterns(texts: Mapping[str, str] | list[str] | tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """`GLOB=CODEC` texts (or a mapping) as pairs; raises UsageError for one without `=`."""
+    if isinstance(texts, Mapping):
+        return tuple(texts.items())
+    pairs = []
+    for text in texts:
+        glob, separator, codec = text.rpartition("=")
+        if not separator or not glob:
+            raise UsageError(f"pattern {text!r} is not of the form GLOB=CODEC", hint="e.g. '*.embed*=spectral'")
+        pairs.append((glob, codec))
+    return tuple(pairs)

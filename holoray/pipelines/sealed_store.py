@@ -1,0 +1,85 @@
+"""An opened store: its root is checked, its manifest parsed, and fragments may be read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from holoray.errors import FormatError, IntegrityError, SourceError
+from holoray.integrity import format_root, parse_root
+from holoray.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest
+from holoray.pipelines.loader import Loader, OnFragment
+from holoray.pipelines.plan import Target, quality_curve
+from holoray.pipelines.verify import BadFragment, verify
+from holoray.stores import MANIFEST, ROOT, Store, open_store
+from holoray.tensor import Array
+
+_MAX_ROOT_BYTES = 4096
+
+
+class SealedStore:
+    """A store whose `ROOT` matches its manifest.
+
+    `expect` (`sha256:...`) pins the root; the fragments are then also checked against sha256, not only xxh3_64.
+    Raises SourceError if there is no store, IntegrityError if root, manifest or expectation disagree.
+    """
+
+    def __init__(self, where: Store | str | os.PathLike[str], expect: str | None = None) -> None:
+        self.store = open_store(where)
+        self.strict = expect is not None
+        self.root = self._read_root()
+        if expect is not None and self.root != parse_root(expect, what="--expect"):
+            raise IntegrityError(
+                f"{self.store.uri} has root {self.root}, not the expected one",
+                hint="this is another model or another version than you asked for",
+                source=self.store.uri,
+            )
+        encoded = self.store.read(MANIFEST, MAX_MANIFEST_BYTES)
+        if format_root(encoded) != self.root:
+            raise IntegrityError(
+                f"the manifest of {self.store.uri} does not match its ROOT",
+                hint="the store is damaged: copy it again",
+                source=self.store.uri,
+            )
+        self.manifest: Manifest = read_manifest(encoded)
+
+    def _read_root(self) -> str:
+        if not self.store.exists(ROOT):
+            started = any(self.store.names())
+            what = "was never sealed: an encode was interrupted" if started else "is no holoray store"
+            hint = "run the same `holoray encode` again, it resumes" if started else "is the path right?"
+            raise SourceError(f"{self.store.uri} {what}", hint=hint, source=self.store.uri)
+        text = self.store.read(ROOT, _MAX_ROOT_BYTES)
+        try:
+            if not text.endswith(b"\n"):
+                raise ValueError
+            root = text.decode("ascii")[:-1]
+            if parse_root(root) != root:
+                raise ValueError
+        except ValueError:
+            raise FormatError(f"the ROOT file of {self.store.uri} is malformed", source=self.store.uri) from None
+        return root
+
+    def load(
+        self,
+        quality: float | None = None,
+        bytes: int | None = None,
+        fragments: tuple[int, ...] | list[int] | None = None,
+        on_fragment: OnFragment | None = None,
+    ) -> dict[str, Array]:
+        """The weights at a target (default: everything), as fresh arrays by name."""
+        loader = self.loader()
+        loader.load(Target(quality, bytes, None if fragments is None else tuple(fragments)), on_fragment)
+        return loader.state_dict()
+
+    def loader(self) -> Loader:
+        """A load that can stop at a target and go on from there."""
+        return Loader(self.store, self.manifest, strict=self.strict)
+
+    def quality_curve(self) -> list[tuple[int, float]]:
+        """(bytes read so far, quality) in streaming order, from the gains measured when encoding."""
+        return quality_curve(self.manifest)
+
+    def verify(self, on_progress: Callable[[int], None] | None = None) -> list[BadFragment]:
+        """Everything that is wrong: each payload against both digests, each file's framing and size."""
+        return verify(self.store, self.manifest, on_progress)

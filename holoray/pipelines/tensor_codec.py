@@ -1,0 +1,163 @@
+"""One tensor at a time: encode an array into fragments, rebuild it from any of them."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from holoray.codecs.base import check_entry
+from holoray.codecs.registry import get_codec
+from holoray.compression import ZSTD
+from holoray.errors import FormatError, IntegrityError, QualityError
+from holoray.fragment import Fragment, FragmentEntry, TensorEntry
+from holoray.integrity import Digests
+from holoray.integrity import check as check_integrity
+from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
+from holoray.kernels.registry import check_codec_name, make_accumulator, make_encoder
+from holoray.kernels.scratch import Scratch
+from holoray.pipelines.ledger import QualityLedger
+from holoray.quality import Quality
+from holoray.tensor import TRANSFORMABLE, Array, TensorSpec, as_bytes, canonical
+
+
+def effective_codec(codec: str, array: Array, spec: TensorSpec) -> str:
+    """The named codec, or `raw` where it cannot represent the tensor: other dtypes, no elements, and NaN or Inf under
+    a transform (`planes` keeps those exactly)."""
+    if codec == "raw" or spec.dtype not in TRANSFORMABLE or spec.size == 0:
+        return "raw"
+    if codec != "planes" and not np.all(np.isfinite(array)):
+        return "raw"
+    return codec
+
+
+def begin_encoding(codec: str, spec: TensorSpec, array: Array, options: EncodeOptions) -> Encoder:
+    """An encoder of the named codec, or of `raw` where that cannot represent the tensor."""
+    check_codec_name(codec)
+    return make_encoder(effective_codec(codec, array, spec), spec, array, options)
+
+
+def fragment_entry(encoded: EncodedFragment, digests: Digests) -> FragmentEntry:
+    return FragmentEntry(
+        index=encoded.index,
+        layer=encoded.layer,
+        slot=encoded.slot,
+        requires=encoded.requires,
+        compression=encoded.compression,
+        stored_bytes=len(encoded.payload),
+        raw_bytes=encoded.raw_bytes,
+        gain=encoded.gain,
+        xxh3_64=digests.xxh3_64,
+        sha256=digests.sha256,
+    )
+
+
+def tensor_entry(
+    encoder: Encoder, fragments: list[FragmentEntry], *, sha256: bytes, mandatory: bool = False
+) -> TensorEntry:
+    return TensorEntry(
+        spec=encoder.spec,
+        codec=encoder.codec.name,
+        config=encoder.codec.get_config(),
+        residual=encoder.residual,
+        mandatory=mandatory,
+        sha256=sha256,
+        fragments=tuple(fragments),
+    )
+
+
+def encode_tensor(
+    array: Array,
+    codec: str = "planes",
+    fragments: int = 8,
+    seed: int = 0,
+    *,
+    compression: str = ZSTD,
+    name: str = "tensor",
+) -> tuple[TensorEntry, list[Fragment]]:
+    """Encode one array of any shape; returns its manifest entry and its fragments, by index.
+
+    `fragments` and `seed` matter to `spectral`; `raw` and `planes` cut by size. What the codec cannot represent goes
+    `raw`. Raises FormatError for a dtype without a name in safetensors, UsageError for an unknown codec.
+    """
+    array = canonical(array)
+    options = EncodeOptions(fragments=fragments, seed=seed, compression=compression)
+    encoder = begin_encoding(codec, TensorSpec.of(name, array), array, options)
+    encoded = sorted((f for part in range(encoder.parts) for f in encoder.encode(part)), key=lambda f: f.index)
+    entries = [fragment_entry(f, Digests.of(f.payload)) for f in encoded]
+    entry = tensor_entry(encoder, entries, sha256=hashlib.sha256(as_bytes(array)).digest())
+    return entry, [Fragment(name, f.index, f.payload) for f in encoded]
+
+
+class TensorDecoder:
+    """Rebuilds one tensor from its fragments, in any order; usable before the last one."""
+
+    def __init__(self, entry: TensorEntry) -> None:
+        self.entry = entry
+        self._codec = get_codec(entry.codec, entry.config)
+        check_entry(self._codec, entry)
+        self._accumulator = make_accumulator(
+            entry.spec, self._codec, np.zeros(entry.spec.shape, entry.spec.numpy_dtype)
+        )
+        self._ledger = QualityLedger([entry])
+        self._added: set[int] = set()
+        self._scratch = Scratch()
+
+    def add(self, fragment: Fragment) -> float:
+        """Add a fragment and return the quality reached; one that is already there changes nothing.
+
+        Raises IntegrityError for a fragment that is not exactly the one the entry describes; nothing of it is used.
+        """
+        known = self._entry_of(fragment)
+        check_integrity(self.entry.name, known, fragment.payload, strict=True)
+        if fragment.index not in self._added:
+            self._accumulate(known, fragment)
+            self._added.add(fragment.index)
+            self._ledger.add(0, fragment.index)
+        return self.quality
+
+    @property
+    def quality(self) -> float:
+        """1 - squared error / energy, from the gains measured when encoding."""
+        return self._ledger.tensor_quality(0).ratio
+
+    @property
+    def report(self) -> Quality:
+        """The quality with its other faces: relative error, SNR."""
+        return self._ledger.tensor_quality(0)
+
+    @property
+    def can_reconstruct(self) -> bool:
+        """Whether there is enough for a usable tensor: one fragment; for `planes` all of layer 0."""
+        return self._codec.can_reconstruct(self.entry.spec, frozenset(self._added))
+
+    def reconstruct(self) -> Array:
+        """The tensor as far as the fragments tell, as a copy; raises QualityError while `can_reconstruct` is false."""
+        if not self.can_reconstruct:
+            raise QualityError(
+                f"{len(self._added)} fragments of {self.entry.name!r} are not enough to reconstruct it",
+                hint="add a fragment; `planes` needs all of layer 0",
+                tensor=self.entry.name,
+            )
+        self._accumulator.finalize()
+        return self._accumulator.out.copy()
+
+    def _entry_of(self, fragment: Fragment) -> FragmentEntry:
+        if fragment.tensor != self.entry.name or not 0 <= fragment.index < len(self.entry.fragments):
+            raise IntegrityError(
+                f"fragment {fragment.index} of {fragment.tensor!r} does not belong to tensor {self.entry.name!r}",
+                tensor=self.entry.name,
+                fragment=fragment.index,
+            )
+        return self.entry.fragments[fragment.index]
+
+    def _accumulate(self, known: FragmentEntry, fragment: Fragment) -> None:
+        try:
+            raw = self._accumulator.decompress([known], [memoryview(fragment.payload)], self._scratch)
+            self._accumulator.accumulate(known.slot, raw, self._scratch)
+        except FormatError as error:
+            raise IntegrityError(
+                f"fragment {fragment.index} of {self.entry.name!r} is malformed: {error}",
+                tensor=self.entry.name,
+                fragment=fragment.index,
+            ) from error

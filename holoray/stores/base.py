@@ -1,0 +1,68 @@
+"""Where the files of a store live: a handful of named blobs with ranged reads and atomic writes."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import BinaryIO, Final
+
+from holoray.errors import LimitError, UsageError
+
+ROOT: Final = "ROOT"
+MANIFEST: Final = "manifest.arrow"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
+
+
+def fragment_file(number: int) -> str:
+    """Name of a fragment file: built from a number, never from bytes of a manifest."""
+    return f"fragments-{number:05d}.arrow"
+
+
+def check_blob_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is not a file name of a store")
+    return name
+
+
+class Store(ABC):
+    """Named blobs. A missing one raises SourceError; `create` makes a blob visible only when it is whole and safe."""
+
+    uri: str
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """Bytes of a blob."""
+
+    @abstractmethod
+    def read_into(self, name: str, offset: int, out: memoryview) -> int:
+        """Fill `out` from `offset` on; returns the bytes read, fewer only where the blob ends."""
+
+    @abstractmethod
+    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A file to write; the blob appears (or replaces the old one) on a clean exit, never on an error."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove a blob; missing ones are fine."""
+
+    @abstractmethod
+    def names(self) -> Iterator[str]:
+        """The blobs there are (none if the store does not exist yet)."""
+
+    @abstractmethod
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Held by the one who writes; raises UsageError while somebody else does."""
+
+    def exists(self, name: str) -> bool:
+        return name in self.names()
+
+    def read(self, name: str, limit: int) -> bytes:
+        """A whole blob of at most `limit` bytes; raises LimitError for larger ones."""
+        size = self.size(name)
+        if size > limit:
+            raise LimitError(f"{name} has {size} bytes, more than the limit of {limit}", source=self.uri)
+        out = bytearray(size)
+        got = self.read_into(name, 0, memoryview(out))
+        return bytes(out[:got])

@@ -1,0 +1,154 @@
+"""A store in a local directory."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from holoray.errors import CapacityError, HolorayError, SourceError, UsageError
+from holoray.stores.base import Store, check_blob_name
+
+_PARTIAL: Final = ".partial"
+_LOCK: Final = ".lock"
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class LocalStore(Store):
+    """Blobs as files, read by `pread` (a map under a file that shrinks would kill the process)."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.uri = str(self.path)
+        self._files: dict[str, int] = {}
+        self._opening = threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Path]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files held open for reading; the next read opens them again."""
+        with suppress(AttributeError):  # a constructor that raised leaves a half-built object
+            while self._files:
+                os.close(self._files.popitem()[1])
+
+    def size(self, name: str) -> int:
+        return os.fstat(self._open(name)).st_size
+
+    def read_into(self, name: str, offset: int, out: memoryview) -> int:
+        file, done = self._open(name), 0
+        while done < out.nbytes:
+            try:
+                got = os.preadv(file, [out[done:]], offset + done)
+            except OSError as error:
+                raise SourceError(f"reading {self.path / name} failed: {error.strerror}", source=self.uri) from error
+            if got == 0:
+                break
+            done += got
+        return done
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        target = self.path / check_blob_name(name)
+        partial = target.with_name(target.name + _PARTIAL)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+            _sync_directory(self.path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise _write_error(error, target) from error
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        self._forget(name)
+
+    def delete(self, name: str) -> None:
+        self._forget(name)
+        (self.path / check_blob_name(name)).unlink(missing_ok=True)
+
+    def names(self) -> Iterator[str]:
+        if not self.path.is_dir():
+            return
+        for entry in sorted(os.scandir(self.path), key=lambda e: e.name):
+            if entry.is_file() and not entry.name.startswith(".") and not entry.name.endswith(_PARTIAL):
+                yield entry.name
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _write_error(error, self.path) from error
+        try:
+            _lock_or_refuse(lock, self.path)
+            for stale in self.path.glob("*" + _PARTIAL):  # ours by the lock: left by a writer that was killed
+                stale.unlink(missing_ok=True)
+            yield
+            (self.path / _LOCK).unlink(missing_ok=True)
+        finally:
+            os.close(lock)
+
+    def _open(self, name: str) -> int:
+        with self._opening:
+            if name not in self._files:
+                path = self.path / check_blob_name(name)
+                try:
+                    self._files[name] = _open_regular(path)
+                except OSError as error:
+                    hint = "is the path right?" if error.errno == errno.ENOENT else "check the permissions"
+                    raise SourceError(f"{path}: {error.strerror}", hint=hint, source=self.uri) from None
+            return self._files[name]
+
+    def _forget(self, name: str) -> None:
+        with self._opening:
+            if name in self._files:
+                os.close(self._files.pop(name))
+
+
+def _lock_or_refuse(lock: int, path: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        hint = "wait for the other `holoray encode` to end"
+        raise UsageError(f"{path} is being written by another process", hint=hint) from None
+
+
+def _open_regular(path: Path) -> int:
+    """Open for reading; O_NONBLOCK so that a FIFO in the place of a file cannot hang us."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return file
+
+
+def _write_error(error: OSError, path: Path) -> HolorayError:
+    if error.errno in _NO_ROOM:
+        return CapacityError(f"no room to write {path}: {error.strerror}", hint="free some space and run again")
+    return SourceError(f"cannot write {path}: {error.strerror}", hint="check the path and its permissions")
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
