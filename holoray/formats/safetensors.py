@@ -11,6 +11,7 @@ import json
 import os
 import struct
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from holoray.errors import CapacityError, FormatError, LimitError, SourceError, TruncatedError
+from holoray.files import open_for_reading
 from holoray.tensor import Array, TensorSpec, as_bytes
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the reference implementation's limit
@@ -31,22 +33,17 @@ class SafetensorsFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        try:
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            raise SourceError(f"{self.path}: {error.strerror}", hint="is the path right?") from None
-        try:
-            self._size = os.fstat(self._file.fileno()).st_size
-            header, self._data_start = self._read_header()
-            self.metadata = _metadata(header.pop(_METADATA, None))
-            self._ranges = _tensor_ranges(header, self._size - self._data_start, str(self.path))
-        except BaseException:
-            self.close()
-            raise
+        self._file = open_for_reading(self.path)
+        self._closer = weakref.finalize(self, os.close, self._file)
+        self._size = os.fstat(self._file).st_size
+        header, self._data_start = self._read_header()
+        self.metadata = _metadata(header.pop(_METADATA, None))
+        self._ranges = _tensor_ranges(header, self._size - self._data_start, str(self.path))
         self.specs: tuple[TensorSpec, ...] = tuple(spec for spec, _ in self._ranges.values())
 
     def close(self) -> None:
-        self._file.close()
+        """Close the file now; it is also closed when the object goes."""
+        self._closer()
 
     def read(self, name: str) -> Array:
         """One tensor as a fresh array (BF16 as ml_dtypes.bfloat16)."""
@@ -55,14 +52,14 @@ class SafetensorsFile:
         view = memoryview(as_bytes(out))
         done = 0
         while done < spec.nbytes:
-            got = os.preadv(self._file.fileno(), [view[done:]], self._data_start + offset + done)
+            got = os.preadv(self._file, [view[done:]], self._data_start + offset + done)
             if got == 0:
                 raise TruncatedError(f"{self.path} ended inside tensor {name!r}", tensor=name)
             done += got
         return out
 
     def _read_header(self) -> tuple[dict[str, Any], int]:
-        prefix = os.pread(self._file.fileno(), 8, 0)
+        prefix = os.pread(self._file, 8, 0)
         if len(prefix) < 8:
             raise TruncatedError(f"{self.path} is too short for a safetensors file")
         (length,) = struct.unpack("<Q", prefix)
@@ -70,7 +67,7 @@ class SafetensorsFile:
             raise LimitError(f"{self.path} states a header of {length} bytes", hint="is it a safetensors file?")
         if length > self._size - 8:
             raise TruncatedError(f"{self.path} ends inside its header")
-        text = os.pread(self._file.fileno(), length, 8)
+        text = os.pread(self._file, length, 8)
         try:
             header = json.loads(text.decode(), object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:

@@ -1,13 +1,17 @@
-"""The two verbs of the Python interface that need no Ray: `holoray.encode` and `holoray.open`."""
+"""The verbs of the Python interface that need no Ray."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from holoray.compression import ZSTD
 from holoray.pipelines.encode import EncodeReport, OnTensor
 from holoray.pipelines.encode import encode as encode_with_policy
+from holoray.pipelines.loader import OnFragment, load_to_file
+from holoray.pipelines.plan import Target
 from holoray.pipelines.policy import EncodePolicy, parse_patterns
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.stores import Store
@@ -46,3 +50,41 @@ def open(uri: Store | str | os.PathLike[str], expect: str | None = None) -> Seal
     Raises SourceError if there is none, IntegrityError if its root, manifest or the expectation disagree.
     """
     return SealedStore(uri, expect)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a load did; `bytes_read` includes the manifest, `snr_db` is inf for an exact result."""
+
+    root: str
+    tensors: int
+    fragments: int
+    bytes_read: int
+    quality: float
+    relative_error: float
+    snr_db: float
+    seconds: float
+
+
+def load_file(
+    sealed: SealedStore,
+    path: str | os.PathLike[str],
+    target: Target | None = None,
+    on_fragment: OnFragment | None = None,
+) -> LoadReport:
+    """Load to a target straight into a safetensors file; neither the store nor the model need fit into memory."""
+    start = time.perf_counter()
+    progress = load_to_file(
+        sealed.store, sealed.manifest, path, target or Target(), strict=sealed.strict, on_fragment=on_fragment
+    )
+    quality = progress.quality
+    return LoadReport(
+        root=sealed.root,
+        tensors=len(sealed.manifest.tensors),
+        fragments=progress.fragments_read,
+        bytes_read=progress.bytes_read,
+        quality=quality.ratio,
+        relative_error=quality.relative_error,
+        snr_db=quality.snr_db,
+        seconds=time.perf_counter() - start,
+    )

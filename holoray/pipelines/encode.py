@@ -30,7 +30,7 @@ from holoray.tensor import Array, TensorSpec, as_bytes
 
 IN_FLIGHT_BYTES: Final = 384 << 20
 OnTensor = Callable[[str, int], None]
-"""Called with name and bytes of each tensor that is in the store, in order."""
+"""Called with name and bytes (before a cast) of each tensor that is in the store, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,9 @@ def _encode(
     notify = on_tensor or (lambda name, nbytes: None)
     writer = StoreWriter(store, policy.get_config(), source.metadata, source.identity())
     done = writer.resume()
-    for name, nbytes in done.items():
-        notify(name, nbytes)
+    for spec in source.specs:
+        if spec.name in done:
+            notify(spec.name, spec.nbytes)
     todo = [spec.name for spec in source.specs if spec.name not in done]
     with writer, _Preparation(source, todo, policy, threads) as preparation:
         for tensor in preparation:
@@ -96,7 +97,7 @@ def _encode(
             entry = tensor_entry(tensor.encoder, entries, sha256=tensor.sha256.result(), mandatory=tensor.mandatory)
             writer.finish(entry)
             preparation.release(tensor)
-            notify(entry.name, entry.spec.nbytes)
+            notify(entry.name, tensor.nbytes)
     return writer.seal([spec.name for spec in source.specs])
 
 

@@ -19,7 +19,7 @@ from holoray.kernels.encoder import EncodedFragment
 from holoray.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest, read_manifest
 from holoray.pipelines.plan import with_streaming_order
 from holoray.stores import MANIFEST, ROOT, Store, fragment_file
-from holoray.stores.fragment_file import FragmentFileWriter
+from holoray.stores.fragment_writer import FragmentFileWriter
 from holoray.tensor import TensorSpec
 
 SEGMENT_BYTES = 2 << 30
@@ -52,8 +52,8 @@ class StoreWriter:
         self._pending: list[_Pending] = [_Pending()]
         self._segment_bytes = 0
 
-    def resume(self) -> dict[str, int]:
-        """Name and bytes of the tensors that journals of the same encode hold; everything else in the store goes."""
+    def resume(self) -> frozenset[str]:
+        """Names of the tensors that journals of the same encode hold; everything else in the store goes."""
         self._store.delete(ROOT)
         journals = self._read_journals()
         for manifest in journals:
@@ -64,7 +64,7 @@ class StoreWriter:
         for name in list(self._store.names()):
             if name not in keep and (name.startswith(("fragments-", "encode-")) or name == MANIFEST):
                 self._store.delete(name)
-        return {t.name: t.spec.nbytes for t in self._tensors.values()}
+        return frozenset(self._tensors)
 
     def __enter__(self) -> StoreWriter:
         return self

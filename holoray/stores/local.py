@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 import threading
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from holoray.errors import CapacityError, HolorayError, SourceError, UsageError
+from holoray.files import open_for_reading
 from holoray.stores.base import Store, check_blob_name
 
 _PARTIAL: Final = ".partial"
@@ -28,6 +29,7 @@ class LocalStore(Store):
         self.uri = str(self.path)
         self._files: dict[str, int] = {}
         self._opening = threading.Lock()
+        self._closer = weakref.finalize(self, _close_all, self._files)
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path}
@@ -35,14 +37,10 @@ class LocalStore(Store):
     def __setstate__(self, state: dict[str, Path]) -> None:
         self.__init__(state["path"])  # type: ignore[misc]
 
-    def __del__(self) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the files held open for reading; the next read opens them again."""
-        with suppress(AttributeError):  # a constructor that raised leaves a half-built object
-            while self._files:
-                os.close(self._files.popitem()[1])
+        with self._opening:
+            _close_all(self._files)
 
     def size(self, name: str) -> int:
         return os.fstat(self._open(name)).st_size
@@ -109,12 +107,7 @@ class LocalStore(Store):
     def _open(self, name: str) -> int:
         with self._opening:
             if name not in self._files:
-                path = self.path / check_blob_name(name)
-                try:
-                    self._files[name] = _open_regular(path)
-                except OSError as error:
-                    hint = "is the path right?" if error.errno == errno.ENOENT else "check the permissions"
-                    raise SourceError(f"{path}: {error.strerror}", hint=hint, source=self.uri) from None
+                self._files[name] = open_for_reading(self.path / check_blob_name(name))
             return self._files[name]
 
     def _forget(self, name: str) -> None:
@@ -123,21 +116,17 @@ class LocalStore(Store):
                 os.close(self._files.pop(name))
 
 
+def _close_all(files: dict[str, int]) -> None:
+    while files:
+        os.close(files.popitem()[1])
+
+
 def _lock_or_refuse(lock: int, path: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         hint = "wait for the other `holoray encode` to end"
         raise UsageError(f"{path} is being written by another process", hint=hint) from None
-
-
-def _open_regular(path: Path) -> int:
-    """Open for reading; O_NONBLOCK so that a FIFO in the place of a file cannot hang us."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise OSError(errno.EINVAL, "not a regular file")
-    return file
 
 
 def _write_error(error: OSError, path: Path) -> HolorayError:

@@ -1,0 +1,244 @@
+"""`holoray encode | inspect | verify | load | warmup | version`: parse, call, show. Heavy imports wait for their verb."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from holoray.cli.output import Output, decibel, fail, human_bytes, short, table
+from holoray.errors import HolorayError, IntegrityError, UsageError
+
+app = typer.Typer(
+    name="holoray",
+    help="Progressive model warm-up: encode a checkpoint once, load it usable early and bit-exact at last.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_output: list[Output] = [Output(json=False, quiet=False)]
+INTERRUPTED: Final = 130
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")]
+StorePath = Annotated[str, typer.Argument(help="Path of the store.", metavar="STORE")]
+Expect = Annotated[
+    str | None, typer.Option("--expect", help="Root that the store must have (sha256:…); checks sha256 everywhere.")
+]
+
+
+def _begin(json: bool, quiet: bool) -> Output:
+    _output[0] = Output(json, quiet)
+    return _output[0]
+
+
+@app.command()
+def encode(
+    source: Annotated[str, typer.Argument(help="A .safetensors file, or a directory of them.", metavar="INPUT")],
+    store: StorePath,
+    codec: Annotated[str, typer.Option(help="planes, spectral or raw.")] = "planes",
+    fragments: Annotated[int, typer.Option(help="Fragments a tensor (planes and raw cut by size).")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of spectral's dealing.")] = 0,
+    tile: Annotated[int, typer.Option(help="Tile of spectral's transform; 0 is the whole matrix.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="Cast floating tensors first: bf16, f16 or f32.")] = None,
+    pattern: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB=CODEC", help="Codec for tensors by name; the first match wins.")
+    ] = None,
+    compression: Annotated[str, typer.Option(help="zstd, lz4 or none.")] = "zstd",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is already there.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Encode a checkpoint into a store. An interrupted encode resumes when run again."""
+    out = _begin(json, quiet)
+    from holoray.checkpoint import open_checkpoint
+    from holoray.pipelines.api import encode as encode_checkpoint
+
+    total = sum(spec.nbytes for spec in open_checkpoint(source).specs)
+    with out.progress("encoding", total) as advance:
+        report = encode_checkpoint(
+            source,
+            store,
+            codec=codec,
+            fragments=fragments,
+            seed=seed,
+            dtype=dtype,
+            patterns=pattern or [],
+            compression=compression,
+            tile=tile,
+            overwrite=overwrite,
+            on_tensor=lambda name, nbytes: advance(nbytes, short(name)),
+        )
+    share = report.bytes_stored / max(report.bytes_in, 1)
+    out.result(
+        asdict(report),
+        f"{report.tensors} tensors in {report.fragments} fragments: {human_bytes(report.bytes_in)} -> "
+        f"{human_bytes(report.bytes_stored)} ({share:.1%}) in {report.seconds:.1f} s, root {report.root}",
+    )
+
+
+@app.command()
+def inspect(store: StorePath, json: Json = False, quiet: Quiet = False) -> None:
+    """Show what a store holds and how quality grows with the bytes read (from the manifest alone)."""
+    out = _begin(json, quiet)
+    from holoray.cli.views import curve_table, inspection, tensor_table
+    from holoray.pipelines.sealed_store import SealedStore
+
+    values = inspection(SealedStore(store))
+    out.result(
+        values,
+        f"{values['tensors']} tensors, {values['fragments']} fragments, {human_bytes(values['bytes_in'])} stored as "
+        f"{human_bytes(values['bytes_stored'])}, root {values['root']}",
+        tensor_table(values),
+        curve_table(values),
+    )
+
+
+@app.command()
+def verify(store: StorePath, expect: Expect = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Check every byte of a store against its root; names each bad file, tensor and fragment (exit code 3)."""
+    out = _begin(json, quiet)
+    from holoray.pipelines.sealed_store import SealedStore
+
+    sealed = SealedStore(store, expect)
+    with out.progress("verifying", sum(t.stored_bytes for t in sealed.manifest.tensors)) as advance:
+        bad = sealed.verify(lambda nbytes: advance(nbytes, ""))
+    faults = table("damaged", "file", "tensor", ">fragment", "why")
+    for row in bad:
+        faults.add_row(row.file, short(row.tensor or ""), "" if row.fragment is None else str(row.fragment), row.why)
+    out.result(
+        {"root": sealed.root, "ok": not bad, "bad": [asdict(row) for row in bad]},
+        f"{len(bad)} faults in {store}" if bad else f"{store} is whole, root {sealed.root}",
+        *([faults] if bad else []),
+    )
+    if bad:
+        sys.exit(IntegrityError.exit_code)
+
+
+@app.command()
+def load(
+    store: StorePath,
+    target: Annotated[Path, typer.Argument(help="The safetensors file to write.", metavar="OUT.safetensors")],
+    quality: Annotated[float | None, typer.Option(help="Stop at this quality; 1 means everything.")] = None,
+    nbytes: Annotated[int | None, typer.Option("--bytes", help="Read at most so many bytes, manifest included.")] = None,
+    fragments: Annotated[
+        str | None, typer.Option(help="Load these fragment indices of each tensor (planes: layers), e.g. 0,2,5.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to decode: cpu.")] = "cpu",
+    expect: Expect = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Load a store, or as much of it as asked for, into a safetensors file."""
+    out = _begin(json, quiet)
+    from holoray.pipelines.api import load_file
+    from holoray.pipelines.plan import Target
+    from holoray.pipelines.sealed_store import SealedStore
+
+    if device != "cpu":
+        raise UsageError(f"device {device!r} is not supported", hint="this version decodes on the cpu")
+    sealed = SealedStore(store, expect)
+    goal = Target(quality, nbytes, None if fragments is None else _indices(fragments))
+    manifest = sealed.manifest
+    with out.progress("loading", sealed.planned_bytes(goal)) as advance:
+
+        def on_fragment(tensor: str, index: int, reached: float) -> None:
+            entry = manifest.tensors[manifest.by_name[tensor]].fragments[index]
+            advance(entry.stored_bytes, f"quality {reached:.5f}")
+
+        values = asdict(load_file(sealed, target, goal, on_fragment))
+    out.result(
+        values,
+        f"{target}: quality {values['quality']:.6f} ({decibel(values['snr_db'])}) from "
+        f"{human_bytes(values['bytes_read'])} in {values['seconds']:.2f} s",
+    )
+
+
+@app.command()
+def warmup(
+    store: StorePath,
+    workers: Annotated[int | None, typer.Option(help="Worker actors; default: one a core, at most 8.")] = None,
+    quality: Annotated[
+        list[float] | None, typer.Option(help="Publish a generation at this quality (repeatable); the last is 1.")
+    ] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Write each generation to DIR/model.safetensors.")] = None,
+    address: Annotated[str | None, typer.Option(help="Join a running Ray cluster, e.g. auto.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics; 0 takes a free port.")] = None,
+    expect: Expect = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Warm a model up on Ray: usable generations first, exact at the end."""
+    out = _begin(json, quiet)
+    from holoray.cli.views import generation_table, run_warmup
+
+    values: dict[str, Any] = run_warmup(
+        out,
+        store,
+        workers=workers,
+        qualities=tuple(quality or ()),
+        out_dir=out_dir,
+        address=address,
+        metrics_port=metrics_port,
+        expect=expect,
+    )
+    out.result(
+        values,
+        f"quality {values['quality']:.6f} ({decibel(values['snr_db'])}) from {human_bytes(values['bytes_read'])} "
+        f"in {values['seconds']:.2f} s",
+        generation_table(values["generations"]),
+    )
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from holoray import __version__
+
+    print(__version__)
+
+
+def _indices(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--fragments {text!r} is no list of numbers", hint="e.g. --fragments 0,2,5") from None
+
+
+class _Interrupted(BaseException):
+    """SIGINT, under a name that the argument parser does not turn into its own `Aborted!` and exit code 1."""
+
+
+def _interrupt(*_: object) -> None:
+    raise _Interrupted
+
+
+def main() -> None:
+    """Run the command line; ends by `sys.exit` with 0, or what went wrong: see the table in README.md."""
+    # What fails before a command could say so still answers in the format that was asked for.
+    _output[0] = Output(json="--json" in sys.argv, quiet=False)
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        app()
+    except _Interrupted:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("HOLORAY_DEBUG"):
+            raise
+        fail(error if isinstance(error, HolorayError) else _bug(error), _output[0])
+
+
+def _bug(error: Exception) -> HolorayError:
+    return HolorayError(
+        f"{type(error).__name__}: {error}", hint="this is a bug in holoray; HOLORAY_DEBUG=1 shows the traceback"
+    )

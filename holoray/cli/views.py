@@ -1,0 +1,82 @@
+"""Results as values for machines and tables for people."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from rich.table import Table
+
+from holoray.cli.output import human_bytes, short, table
+from holoray.pipelines.sealed_store import SealedStore
+
+_CURVE_ROWS: Final = 12
+_TENSOR_ROWS: Final = 40
+
+
+def inspection(sealed: SealedStore) -> dict[str, Any]:
+    """What `holoray inspect --json` prints."""
+    start = time.perf_counter()
+    manifest = sealed.manifest
+    per_tensor = [
+        {
+            "name": t.name,
+            "dtype": t.spec.dtype,
+            "shape": list(t.spec.shape),
+            "codec": t.codec,
+            "fragments": len(t.fragments),
+            "bytes": t.stored_bytes,
+            "mandatory": t.mandatory,
+        }
+        for t in manifest.tensors
+    ]
+    return {
+        "root": sealed.root,
+        "tensors": len(manifest.tensors),
+        "fragments": manifest.fragment_count,
+        "bytes_in": manifest.bytes_in,
+        "bytes_stored": manifest.bytes_stored,
+        "options": dict(manifest.options),
+        "per_tensor": per_tensor,
+        "quality_curve": [{"bytes": nbytes, "quality": quality} for nbytes, quality in sealed.quality_curve()],
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def tensor_table(values: Mapping[str, Any]) -> Table:
+    """The tensors, largest first where there are many."""
+    rows = values["per_tensor"]
+    shown = sorted(rows, key=lambda row: -row["bytes"])[:_TENSOR_ROWS] if len(rows) > _TENSOR_ROWS else rows
+    title = "tensors" if len(shown) == len(rows) else f"the {len(shown)} largest of {len(rows)} tensors"
+    out = table(title, "name", "dtype", ">shape", "codec", ">fragments", ">stored")
+    for row in shown:
+        shape = " x ".join(map(str, row["shape"])) or "scalar"
+        size = human_bytes(row["bytes"])
+        out.add_row(short(row["name"]), row["dtype"], shape, row["codec"], str(row["fragments"]), size)
+    return out
+
+
+def curve_table(values: Mapping[str, Any]) -> Table:
+    """The quality curve at evenly spaced numbers of bytes."""
+    curve = values["quality_curve"]
+    out = table("quality by bytes read, in streaming order", ">read", ">of the checkpoint", ">quality", ">relative error")
+    total = curve[-1]["bytes"]
+    for step in range(1, _CURVE_ROWS + 1):
+        point = [p for p in curve if p["bytes"] <= total * step / _CURVE_ROWS][-1:]
+        for p in point:
+            share = p["bytes"] / max(values["bytes_in"], 1)
+            error = math.sqrt(max(0.0, 1 - p["quality"]))
+            out.add_row(human_bytes(p["bytes"]), f"{share:.1%}", f"{p['quality']:.6f}", f"{error:.2e}")
+    return out
+
+
+def generation_table(generations: Sequence[Mapping[str, Any]]) -> Table:
+    """The generations that a warm-up published."""
+    out = table("generations", ">generation", ">quality", ">read", ">seconds")
+    for row in generations:
+        out.add_row(
+            str(row["generation"]), f"{row['quality']:.6f}", human_bytes(row["bytes_read"]), f"{row['seconds']:.2f}"
+        )
+    return out
