@@ -19,7 +19,10 @@ ZSTD_LEVEL: Final = 1
 # Compression that saves less than this share costs more time at load than the bytes are worth (ADR 0003).
 MIN_SAVING: Final = 0.015
 
-_lz4: Final = pa.Codec("lz4_raw")
+# LZ4 cannot reach more; frames that claim to are refused before memory is reserved for them.
+_LZ4_MAX_RATIO: Final = 255
+
+_lz4: Final = pa.Codec(LZ4)
 _local = threading.local()
 
 
@@ -68,7 +71,7 @@ def decompress(name: str, data: Any, raw_bytes: int) -> Any:
                 raise FormatError(f"zstd frame does not state the {raw_bytes} bytes of the manifest")
             raw = _decompressor().decompress(data, allow_extra_data=False)
         elif name == LZ4:
-            raw = _lz4.decompress(data, decompressed_size=raw_bytes, asbytes=True)
+            raw = _decompress_lz4(data, raw_bytes)
         else:
             raise FormatError(f"unknown compression {name!r}")
     except (zstandard.ZstdError, pa.ArrowException, OSError) as error:
@@ -76,3 +79,11 @@ def decompress(name: str, data: Any, raw_bytes: int) -> Any:
     if len(raw) != raw_bytes:
         raise FormatError(f"payload decompresses to {len(raw)} bytes instead of {raw_bytes}")
     return raw
+
+
+def _decompress_lz4(data: Any, raw_bytes: int) -> Any:
+    # `Codec.decompress` pads a frame that is shorter than promised with whatever lay in memory: a stream tells.
+    if raw_bytes > memoryview(data).nbytes * _LZ4_MAX_RATIO:
+        raise FormatError(f"lz4 payload cannot hold {raw_bytes} bytes")
+    with pa.CompressedInputStream(pa.BufferReader(data), LZ4) as stream:
+        return stream.read(raw_bytes + 1)
