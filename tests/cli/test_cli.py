@@ -1,0 +1,238 @@
+"""The command line as a program: real processes, exit codes, JSON, and silence off a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from holoray.checkpoint import open_checkpoint, save_checkpoint
+from holoray.cli.output import printable, short
+from holoray.tensor import Array
+
+HOLORAY = [sys.executable, "-m", "holoray"]
+
+
+def run(*args: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*HOLORAY, *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | (env or {}),
+        timeout=120,
+    )
+
+
+def as_json(*args: object) -> Any:
+    done = run(*args, "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, model: dict[str, Array]) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
+    save_checkpoint(path, model)
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    path = tmp_path_factory.mktemp("stores") / "store"
+    assert run("encode", checkpoint, path, "-q").returncode == 0
+    return path
+
+
+def test_encode_inspect_verify_load(checkpoint: Path, tmp_path: Path, model: dict[str, Array]) -> None:
+    encoded = as_json("encode", checkpoint, tmp_path / "s", "--pattern", "embed.*=raw", "--seed", 7)
+    assert set(encoded) == {"root", "tensors", "fragments", "bytes_in", "bytes_stored", "seconds"}
+    shown = as_json("inspect", tmp_path / "s")
+    assert set(encoded) < set(shown)
+    assert {k: shown[k] for k in ("root", "tensors", "fragments", "bytes_in", "bytes_stored")} == {
+        k: encoded[k] for k in ("root", "tensors", "fragments", "bytes_in", "bytes_stored")
+    }
+    assert sum(p.stat().st_size for p in (tmp_path / "s").iterdir()) == encoded["bytes_stored"]
+    by_name = {row["name"]: row for row in shown["per_tensor"]}
+    assert by_name["embed.weight"]["codec"] == "raw"
+    assert by_name["embed.weight"]["shape"] == [1500, 400]
+    assert {"name", "dtype", "shape", "codec", "fragments", "bytes"} <= set(by_name["embed.weight"])
+    assert [p["bytes"] for p in shown["quality_curve"]] == sorted(p["bytes"] for p in shown["quality_curve"])
+    verified = as_json("verify", tmp_path / "s", "--expect", encoded["root"])
+    assert verified == {"root": encoded["root"], "ok": True, "bad": []}
+    loaded = as_json("load", tmp_path / "s", tmp_path / "out.safetensors", "--expect", encoded["root"])
+    assert set(loaded) == {
+        "root", "tensors", "fragments", "bytes_read", "quality", "relative_error", "snr_db", "seconds"
+    }  # fmt: skip
+    assert (loaded["quality"], loaded["relative_error"], loaded["snr_db"]) == (1.0, 0.0, None)
+    got = open_checkpoint(tmp_path / "out.safetensors")
+    for name, array in model.items():
+        assert got.read(name).tobytes() == np.ascontiguousarray(array).tobytes()
+
+
+def test_partial_loads(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    by_quality = as_json("load", store, out, "--quality", 0.9)
+    assert 0.9 <= by_quality["quality"] < 1
+    assert by_quality["relative_error"] == pytest.approx((1 - by_quality["quality"]) ** 0.5)
+    by_bytes = as_json("load", store, out, "--bytes", by_quality["bytes_read"])
+    assert by_bytes["bytes_read"] <= by_quality["bytes_read"]
+    assert by_bytes["quality"] == pytest.approx(by_quality["quality"], abs=1e-6)
+    by_layer = as_json("load", store, out, "--fragments", "0,1")
+    assert by_layer["fragments"] < by_quality["fragments"] * 3
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "hint"),
+    [
+        (["load", "STORE", "OUT", "--quality", "1.5"], 2, "every byte"),
+        (["load", "STORE", "OUT", "--quality", "0.5", "--bytes", "10"], 2, "choose one"),
+        (["load", "STORE", "OUT", "--fragments", "a,b"], 2, "0,2,5"),
+        (["load", "STORE", "OUT", "--device", "tpu"], 2, "cpu"),
+        (["load", "STORE", "OUT", "--expect", "sha256:12"], 2, "64 hex"),
+        (["load", "STORE", "OUT", "--expect", "sha256:" + "0" * 64], 3, "another model"),
+        (["load", "STORE", "OUT", "--bytes", "10"], 5, "at least"),
+        (["load", "MISSING", "OUT"], 6, "path"),
+        (["load", "STORE", "MISSING/dir/x"], 6, "directory"),
+        (["inspect", "MISSING"], 6, "path"),
+        (["verify", "MISSING"], 6, "path"),
+        (["encode", "MISSING", "OUT"], 6, "path"),
+        (["encode", "MODEL", "STORE"], 2, "--overwrite"),
+        (["encode", "MODEL", "OUT", "--codec", "zip"], 2, "planes"),
+        (["encode", "MODEL", "OUT", "--pattern", "x"], 2, "GLOB=CODEC"),
+        (["encode", "MODEL", "OUT", "--dtype", "f64"], 2, "bf16"),
+        (["encode", "MODEL", "OUT", "--fragments", "x"], 2, "Usage"),
+        (["frobnicate"], 2, "Usage"),
+        (["load", "STORE"], 2, "Usage"),
+    ],
+    ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else None,
+)
+def test_what_goes_wrong(args: list[str], code: int, hint: str, store: Path, checkpoint: Path, tmp_path: Path) -> None:
+    places = {
+        "STORE": str(store),
+        "OUT": str(tmp_path / "out"),
+        "MISSING": str(tmp_path / "no"),
+        "MODEL": str(checkpoint),
+    }
+    args = [places.get(a, a.replace("MISSING", places["MISSING"])) for a in args]
+    done = run(*args)
+    assert done.returncode == code, done.stderr
+    assert hint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []  # nothing half-done is left
+    if code != 2 and args[0] != "frobnicate":
+        error = json.loads(run(*args, "--json").stdout)["error"]
+        assert error["message"]
+        assert error["hint"]
+
+
+def test_a_damaged_store_is_named_and_exits_3(store: Path, tmp_path: Path) -> None:
+    import shutil
+
+    bad = tmp_path / "bad"
+    shutil.copytree(store, bad)
+    file = bad / "fragments-00001.arrow"
+    blob = bytearray(file.read_bytes())
+    blob[len(blob) // 2] ^= 1
+    file.write_bytes(blob)
+    done = run("verify", bad, "--json")
+    assert done.returncode == 3
+    report = json.loads(done.stdout)
+    assert report["ok"] is False
+    assert [set(row) for row in report["bad"]] == [{"file", "tensor", "fragment", "why"}]
+    assert report["bad"][0]["file"] == "fragments-00001.arrow"
+    done = run("load", bad, tmp_path / "x.safetensors")
+    assert done.returncode == 3
+    assert report["bad"][0]["tensor"] in done.stderr
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_off_a_terminal_a_command_says_one_plain_line(store: Path) -> None:
+    done = run("inspect", store)
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "\x1b" not in done.stderr
+    assert run("inspect", store, "-q").stderr == ""
+
+
+def test_on_a_terminal_there_are_tables(store: Path) -> None:
+    leader, follower = pty.openpty()
+    with subprocess.Popen([*HOLORAY, "inspect", str(store)], stdout=subprocess.PIPE, stderr=follower) as process:
+        os.close(follower)
+        shown = b""
+        try:
+            while block := os.read(leader, 65536):
+                shown += block
+        except OSError:  # the other side closed
+            pass
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
+    os.close(leader)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert "embed.weight" in text
+    assert "quality by bytes read" in text
+
+
+def test_interrupting_an_encode_is_130_and_resumable(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    save_checkpoint(tmp_path / "in.safetensors", {str(i): rng.standard_normal((2000, 2000)) for i in range(12)})
+    args = [*HOLORAY, "encode", str(tmp_path / "in.safetensors"), str(tmp_path / "s"), "--codec", "raw"]
+    with subprocess.Popen(args, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "s").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130, shown
+    assert shown == "interrupted\n"
+    assert not (tmp_path / "s" / "ROOT").exists()
+    assert subprocess.run([*args, "-q"], check=False).returncode == 0
+
+
+def test_unexpected_errors_are_one_line_unless_asked(store: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, holoray.pipelines.sealed_store as s\n"
+        "def broken(*a, **k): raise ZeroDivisionError('on purpose')\n"
+        "s.SealedStore.__init__ = broken\n"
+        "from holoray.cli.main import main\n"
+        f"sys.argv = ['holoray', 'inspect', {str(store)!r}]\nmain()\n"
+    )
+    for debug, expected in (("", "this is a bug"), ("1", "Traceback")):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"HOLORAY_DEBUG": debug},
+        )
+        assert done.returncode == 1
+        assert expected in done.stderr
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mred", "a\nb", "\u202egnp.exe", "a\0b", "\ud800", "\x9b2J"])
+def test_hostile_names_do_not_reach_the_terminal(name: str) -> None:
+    for text in (printable(name), short(name)):
+        assert text.isprintable()
+        assert "\x1b" not in text
+
+
+def test_help_is_quick_and_version_is_plain() -> None:
+    import holoray
+
+    assert run("version").stdout == f"{holoray.__version__}\n"
+    shown = run("--help").stdout
+    assert all(verb in shown for verb in ("encode", "inspect", "verify", "load", "warmup"))
+    heavy = "import sys, holoray.cli.main; print([m for m in ('ray', 'numba', 'scipy', 'cupy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout == "[]\n"

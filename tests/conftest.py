@@ -1,0 +1,37 @@
+"""Shared fixtures: small models that look like real ones."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from holoray.tensor import Array
+
+Model = dict[str, Array]
+
+
+def make_model(seed: int = 0) -> Model:
+    """About 3 MB: bf16 matrices (one of two runs), f32 and f16 ones, biases, integers, an empty tensor, a NaN."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> Array:
+        return 0.05 * rng.standard_normal(shape)
+
+    broken = normal(80, 80).astype(np.float32)
+    broken[3, 3] = np.nan
+    return {
+        "embed.weight": normal(1500, 400).astype(ml_dtypes.bfloat16),
+        "layers.0.attention.weight": normal(256, 200).astype(ml_dtypes.bfloat16),
+        "layers.0.attention.bias": normal(256).astype(ml_dtypes.bfloat16),
+        "layers.0.mlp.weight": normal(300, 256).astype(np.float32),
+        "layers.1.mlp.weight": normal(8, 16, 40).astype(np.float16),
+        "layers.1.broken.weight": broken,
+        "layers.1.empty": np.zeros((0, 4), np.float32),
+        "position_ids": np.arange(512, dtype=np.int64)[None],
+    }
+
+
+@pytest.fixture(scope="session")
+def model() -> Model:
+    return make_model()

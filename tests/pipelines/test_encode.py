@@ -1,0 +1,251 @@
+"""Encode: policies, determinism, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import holoray
+from holoray.checkpoint import save_checkpoint
+from holoray.errors import FormatError, SourceError, UsageError
+from holoray.pipelines import store_writer
+from holoray.stores import LocalStore, MemoryStore
+from holoray.tensor import Array, as_bytes
+
+Model = dict[str, Array]
+
+
+def assert_same(got: Model, expected: Model) -> None:
+    assert list(got) == list(expected)
+    for name, array in expected.items():
+        assert (got[name].dtype, got[name].shape) == (array.dtype, array.shape), name
+        np.testing.assert_array_equal(as_bytes(got[name]), as_bytes(np.ascontiguousarray(array)), err_msg=name)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4", "none"])
+@pytest.mark.parametrize("codec", ["planes", "raw"])
+def test_exact_codecs_give_the_checkpoint_back(model: Model, codec: str, compression: str) -> None:
+    store = MemoryStore()
+    report = holoray.encode(model, store, codec=codec, compression=compression)
+    sealed = holoray.open(store)
+    assert_same(sealed.load(), model)
+    assert report.root == sealed.root
+    assert report.tensors == len(model)
+    assert report.bytes_in == sum(a.nbytes for a in model.values())
+    assert report.bytes_stored == sum(len(blob) for blob in store.blobs.values())
+    assert report.fragments == sealed.manifest.fragment_count
+    assert sealed.verify() == []
+
+
+def test_what_is_mandatory(model: Model) -> None:
+    store = MemoryStore()
+    holoray.encode(model, store, codec="spectral")
+    mandatory = {t.name for t in holoray.open(store).manifest.tensors if t.mandatory}
+    assert mandatory == {"layers.0.attention.bias", "layers.1.broken.weight", "layers.1.empty", "position_ids"}
+    holoray.encode(model, store, codec="planes", overwrite=True)
+    manifest = holoray.open(store).manifest
+    assert manifest.tensors[manifest.by_name["layers.1.broken.weight"]].codec == "planes"
+    assert [f.order for t in manifest.tensors if t.mandatory for f in t.fragments] == [0, 1, 2]
+
+
+def test_patterns_choose_and_the_first_match_wins(model: Model) -> None:
+    store = MemoryStore()
+    holoray.encode(model, store, codec="raw", patterns=["embed.*=planes", "*.weight=spectral", "embed.*=raw"])
+    codecs = {t.name: t.codec for t in holoray.open(store).manifest.tensors}
+    assert codecs["embed.weight"] == "planes"
+    assert codecs["layers.0.mlp.weight"] == "spectral"
+    assert codecs["layers.0.attention.bias"] == "raw"
+    assert codecs["layers.1.broken.weight"] == "raw"
+
+
+def test_casts(model: Model) -> None:
+    import ml_dtypes
+
+    store = MemoryStore()
+    holoray.encode(model, store, dtype="bf16")
+    got = holoray.open(store).load()
+    for name, array in model.items():
+        cast = array if array.dtype.kind == "i" else array.astype(ml_dtypes.bfloat16)
+        np.testing.assert_array_equal(as_bytes(got[name]), as_bytes(cast))
+    with pytest.raises(FormatError, match="beyond the range"):
+        holoray.encode({"x": np.full((70, 70), 1e6, np.float32)}, MemoryStore(), dtype="f16")
+
+
+@pytest.mark.parametrize("codec", ["planes", "raw", "spectral"])
+def test_the_store_does_not_depend_on_the_number_of_threads(model: Model, codec: str) -> None:
+    one, four = MemoryStore(), MemoryStore()
+    holoray.encode(model, one, codec=codec, threads=1)
+    holoray.encode(model, four, codec=codec, threads=4)
+    assert one.blobs == four.blobs
+    other = MemoryStore()
+    holoray.encode(model, other, codec=codec, seed=1)
+    assert (other.blobs["ROOT"] == one.blobs["ROOT"]) is False
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"codec": "zip"},
+        {"compression": "brotli"},
+        {"dtype": "int8"},
+        {"patterns": ["no codec"]},
+        {"patterns": ["*=zip"]},
+        {"fragments": 0},
+        {"fragments": 5000},
+        {"seed": -1},
+        {"tile": -1},
+    ],
+)
+def test_options_without_meaning(options: dict[str, object], model: Model, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        holoray.encode(model, tmp_path / "s", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_sealed_store_is_not_overwritten_by_accident(model: Model, tmp_path: Path) -> None:
+    holoray.encode(model, tmp_path)
+    root = (tmp_path / "ROOT").read_text()
+    with pytest.raises(UsageError, match="already"):
+        holoray.encode(model, tmp_path, codec="raw")
+    assert (tmp_path / "ROOT").read_text() == root
+    holoray.encode(model, tmp_path, codec="raw", overwrite=True)
+    assert (tmp_path / "ROOT").read_text() != root
+    assert_same(holoray.open(tmp_path).load(), model)
+
+
+def test_a_missing_input_leaves_no_store(tmp_path: Path) -> None:
+    with pytest.raises(SourceError):
+        holoray.encode(tmp_path / "no.safetensors", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_tensor_digests_are_those_of_the_bytes(model: Model) -> None:
+    store = MemoryStore()
+    holoray.encode(model, store)
+    for entry in holoray.open(store).manifest.tensors:
+        assert entry.sha256 == hashlib.sha256(as_bytes(model[entry.name]).tobytes()).digest()
+
+
+def test_metadata_of_the_checkpoint_survives(tmp_path: Path) -> None:
+    from holoray.formats.safetensors import SafetensorsFile
+    from holoray.pipelines.api import load_file
+
+    save_checkpoint(tmp_path / "in.safetensors", {"a": np.ones(3, np.float32)}, {"format": "pt"})
+    holoray.encode(tmp_path / "in.safetensors", tmp_path / "s")
+    load_file(holoray.open(tmp_path / "s"), tmp_path / "out.safetensors")
+    assert SafetensorsFile(tmp_path / "out.safetensors").metadata == {"format": "pt"}
+
+
+class _Stop(Exception):
+    pass
+
+
+def _interrupted(path: Path, store: Path, after: int) -> None:
+    """An encode that ends by an exception after `after` tensors, with a segment for each."""
+    count = 0
+
+    def stop(name: str, nbytes: int) -> None:
+        nonlocal count
+        count += 1
+        if count == after:
+            raise _Stop
+
+    with pytest.raises(_Stop):
+        holoray.encode(path, store, on_tensor=stop)
+
+
+@pytest.mark.parametrize("after", [1, 3, 6])
+def test_an_interrupted_encode_resumes(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr(store_writer, "SEGMENT_BYTES", 1)
+    checkpoint = tmp_path / "in.safetensors"
+    save_checkpoint(checkpoint, model)
+    _interrupted(checkpoint, tmp_path / "s", after)
+    with pytest.raises(SourceError, match="interrupted"):
+        holoray.open(tmp_path / "s")
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("fragments-*.arrow")}
+    assert before
+    report = holoray.encode(checkpoint, tmp_path / "s")
+    kept = {n: t for n, t in before.items() if (tmp_path / "s" / n).stat().st_mtime_ns == t}
+    assert kept == before
+    assert_same(holoray.open(tmp_path / "s").load(), {n: model[n] for n in _order(checkpoint)})
+    assert holoray.open(tmp_path / "s").verify() == []
+    assert not list((tmp_path / "s").glob("encode-*"))
+    assert report.tensors == len(model)
+
+
+def _order(checkpoint: Path) -> list[str]:
+    from holoray.checkpoint import open_checkpoint
+
+    return [spec.name for spec in open_checkpoint(checkpoint).specs]
+
+
+def test_journals_of_another_encode_are_not_taken(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_writer, "SEGMENT_BYTES", 1)
+    checkpoint = tmp_path / "in.safetensors"
+    save_checkpoint(checkpoint, model)
+    _interrupted(checkpoint, tmp_path / "s", 4)
+    changed = {n: a.copy() for n, a in model.items()}
+    changed["embed.weight"][0, 0] = 7
+    save_checkpoint(checkpoint, changed)
+    holoray.encode(checkpoint, tmp_path / "s")
+    got = holoray.open(tmp_path / "s").load()
+    assert float(got["embed.weight"][0, 0]) == 7.0
+    monkeypatch.setattr(store_writer, "SEGMENT_BYTES", 2 << 30)
+    clean = MemoryStore()
+    holoray.encode(checkpoint, clean)
+    assert_same(got, holoray.open(clean).load())
+
+
+def test_a_killed_encode_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    save_checkpoint(tmp_path / "in.safetensors", {str(i): rng.standard_normal((700, 700)) for i in range(30)})
+    code = (
+        "import holoray, sys\nfrom holoray.pipelines import store_writer\nstore_writer.SEGMENT_BYTES = 1\n"
+        f"holoray.encode({str(tmp_path / 'in.safetensors')!r}, {str(tmp_path / 's')!r}, codec='raw')\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while len(list((tmp_path / "s").glob("encode-*"))) < 3 and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if process.returncode == 0:
+        pytest.skip("the encode was faster than the kill")
+    with pytest.raises(SourceError):
+        holoray.open(tmp_path / "s")
+    holoray.encode(tmp_path / "in.safetensors", tmp_path / "s", codec="raw")
+    assert holoray.open(tmp_path / "s").verify() == []
+    assert sorted(p.name for p in (tmp_path / "s").iterdir() if p.name.startswith(".")) == []
+
+
+def test_files_of_a_store_open_with_arrow(model: Model, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    holoray.encode(model, tmp_path)
+    entries = {(t.name, f.index): f for t in holoray.open(tmp_path).manifest.tensors for f in t.fragments}
+    for number in sorted({f.file for f in entries.values()}):
+        path = tmp_path / f"fragments-{number:05d}.arrow"
+        with pa.OSFile(os.fspath(path)) as file:
+            for row in pa.ipc.open_file(file).read_all().to_pylist():
+                entry = entries.pop((row["tensor"], row["index"]))
+                assert entry.file == number
+                assert hashlib.sha256(row["payload"]).digest() == entry.sha256
+                data = path.read_bytes()[entry.offset : entry.offset + entry.stored_bytes]
+                assert data == row["payload"]
+    assert entries == {}
+
+
+def test_one_writer_at_a_time(model: Model, tmp_path: Path) -> None:
+    with LocalStore(tmp_path).exclusive(), pytest.raises(UsageError, match="written"):
+        holoray.encode(model, tmp_path)

@@ -1,0 +1,194 @@
+"""Load: targets, continuing, what is reported, and what a damaged store does."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import holoray
+from holoray.errors import CapacityError, IntegrityError, QualityError, SourceError, UsageError
+from holoray.pipelines.api import load_file
+from holoray.pipelines.plan import Target
+from holoray.pipelines.sealed_store import SealedStore
+from holoray.stores import MemoryStore
+from holoray.tensor import Array
+
+Model = dict[str, Array]
+
+
+@pytest.fixture(scope="module", params=["planes", "spectral", "raw"])
+def sealed(request: pytest.FixtureRequest, model: Model) -> SealedStore:
+    store = MemoryStore()
+    holoray.encode(model, store, codec=request.param)
+    return holoray.open(store)
+
+
+def true_quality(got: Model, model: Model) -> float:
+    error = energy = 0.0
+    for name, array in model.items():
+        if array.dtype.kind == "i":
+            continue
+        truth = array.astype(np.float64)
+        finite = np.isfinite(truth)
+        error += float(np.sum((got[name].astype(np.float64)[finite] - truth[finite]) ** 2))
+        energy += float(np.sum(truth[finite] ** 2))
+    return 1 - error / energy
+
+
+@pytest.mark.parametrize("quality", [0.2, 0.7, 0.95, 0.999])
+def test_a_quality_is_reached_and_true(sealed: SealedStore, model: Model, quality: float) -> None:
+    loader = sealed.loader()
+    reached = loader.load(Target(quality=quality))
+    assert reached.ratio >= quality
+    assert reached.ratio == pytest.approx(true_quality(loader.state_dict(), model), abs=1e-4)
+    assert loader.bytes_read <= sealed.manifest.bytes_stored
+
+
+def test_every_point_of_the_curve_is_what_a_load_of_those_bytes_gives(sealed: SealedStore, model: Model) -> None:
+    curve = sealed.quality_curve()
+    assert curve[0][0] == len(sealed.manifest.encoded)
+    assert curve[-1][1] == pytest.approx(1.0, abs=1e-12)
+    best = -math.inf
+    for nbytes, quality in curve[:: max(1, len(curve) // 7)]:
+        try:
+            loader = sealed.loader()
+            loader.load(Target(bytes=nbytes))
+        except CapacityError:
+            continue
+        best = max(best, quality)
+        assert loader.bytes_read <= nbytes
+        assert loader.quality.ratio >= quality - 1e-12
+        assert true_quality(loader.state_dict(), model) == pytest.approx(loader.quality.ratio, abs=1e-4)
+    assert best > 0.5
+
+
+def test_too_few_bytes_for_what_is_mandatory(sealed: SealedStore) -> None:
+    with pytest.raises(CapacityError, match="mandatory"):
+        sealed.load(bytes=len(sealed.manifest.encoded))
+
+
+def test_given_fragments(sealed: SealedStore, model: Model) -> None:
+    loader = sealed.loader()
+    loader.load(Target(fragments=(0, 2, 5)))
+    assert loader.quality.ratio == pytest.approx(true_quality(loader.state_dict(), model), abs=1e-4)
+    only_first = sealed.loader()
+    only_first.load(Target(fragments=(0,)))
+    # Layers 2 and 5 lack layer 1; the largest raw tensor has two runs; any share of coefficients helps.
+    more = loader.bytes_read > only_first.bytes_read
+    assert more is any(t.codec == "spectral" for t in sealed.manifest.tensors)
+
+
+def test_loads_go_on_from_where_they_stopped(sealed: SealedStore, model: Model) -> None:
+    loader = sealed.loader()
+    seen: list[tuple[str, int]] = []
+    for target in (Target(fragments=(0,)), Target(quality=0.9), Target(quality=0.5), Target()):
+        loader.load(target, lambda name, index, quality: seen.append((name, index)))
+    assert len(seen) == len(set(seen)) == sealed.manifest.fragment_count
+    whole = sealed.load()
+    for name, array in loader.state_dict().items():
+        assert array.tobytes() == whole[name].tobytes()
+    payloads = sum(t.stored_bytes for t in sealed.manifest.tensors)
+    assert loader.bytes_read == payloads + len(sealed.manifest.encoded)
+
+
+def test_the_callback_sees_every_fragment_and_a_rising_total(sealed: SealedStore) -> None:
+    seen: list[tuple[str, int, float]] = []
+    sealed.load(on_fragment=lambda *row: seen.append(row))
+    assert len({(name, index) for name, index, _ in seen}) == len(seen) == sealed.manifest.fragment_count
+    assert seen[-1][2] == pytest.approx(1.0, abs=1e-12)
+
+
+def test_a_file_holds_what_memory_would(sealed: SealedStore, tmp_path: Path) -> None:
+    from holoray.checkpoint import open_checkpoint
+
+    for target in (Target(quality=0.5), Target()):
+        report = load_file(sealed, tmp_path / "x.safetensors", target)
+        loader = sealed.loader()
+        loader.load(target)
+        assert report.bytes_read == loader.bytes_read
+        assert report.quality == loader.quality.ratio
+        checkpoint = open_checkpoint(tmp_path / "x.safetensors")
+        for name, array in loader.state_dict().items():
+            assert checkpoint.read(name).tobytes() == array.tobytes(), name
+
+
+def test_unreachable_qualities(model: Model) -> None:
+    store = MemoryStore()
+    holoray.encode({"w": model["layers.0.mlp.weight"]}, store, codec="spectral")
+    sealed = holoray.open(store)
+    with pytest.raises(QualityError, match="not reachable"):
+        sealed.load(quality=1 - 1e-16)
+    assert sealed.load(quality=1.0)
+    for bad in (0.0, 1.5, math.nan):
+        with pytest.raises(UsageError):
+            sealed.load(quality=bad)
+
+
+def _damaged(model: Model, file: str, change: object) -> SealedStore:
+    store = MemoryStore()
+    holoray.encode(model, store)
+    assert callable(change)
+    store.blobs[file] = change(store.blobs[file])
+    return holoray.open(store)
+
+
+def test_a_damaged_fragment_is_named(model: Model) -> None:
+    intact = MemoryStore()
+    holoray.encode(model, intact)
+    entry = holoray.open(intact).manifest.tensors[0].fragments[3]
+    file = f"fragments-{entry.file:05d}.arrow"
+
+    def flip(blob: bytes) -> bytes:
+        return blob[: entry.offset] + bytes([blob[entry.offset] ^ 1]) + blob[entry.offset + 1 :]
+
+    sealed = _damaged(model, file, flip)
+    with pytest.raises(IntegrityError) as caught:
+        sealed.load()
+    assert (caught.value.tensor, caught.value.fragment) == ("embed.weight", 3)
+    assert "verify" in caught.value.hint
+    assert [(b.file, b.tensor, b.fragment) for b in sealed.verify()] == [(file, "embed.weight", 3)]
+    loader = sealed.loader()
+    loader.load(Target(fragments=(0,)))  # what does not need the damaged fragment still loads
+    assert loader.quality.ratio > 0.8
+
+
+def test_missing_and_short_files(model: Model) -> None:
+    store = MemoryStore()
+    holoray.encode(model, store)
+    name = sorted(n for n in store.blobs if n.startswith("fragments"))[2]
+    whole = store.blobs.pop(name)
+    sealed = holoray.open(store)
+    with pytest.raises(SourceError):
+        sealed.load()
+    assert {b.why.split(":")[0] for b in sealed.verify()} == {"missing", "its file is missing"}
+    store.blobs[name] = whole[:-100]
+    with pytest.raises(holoray.FormatError):
+        sealed.load()
+    assert sealed.verify()
+    store.blobs[name] = whole + b"x"
+    assert [b.why for b in sealed.verify()] == [f"has {len(whole) + 1} bytes instead of {len(whole)}"]
+
+
+def test_the_root_is_checked(model: Model) -> None:
+    store = MemoryStore()
+    root = holoray.encode(model, store).root
+    assert holoray.open(store, expect=root).load()
+    with pytest.raises(IntegrityError, match="not the expected one"):
+        holoray.open(store, expect="sha256:" + "0" * 64)
+    with pytest.raises(UsageError):
+        holoray.open(store, expect="md5:abc")
+    manifest = store.blobs["manifest.arrow"]
+    store.blobs["manifest.arrow"] = manifest[:-1] + bytes([manifest[-1] ^ 1])
+    with pytest.raises(IntegrityError, match="does not match"):
+        holoray.open(store)
+
+
+def test_places_that_are_no_store(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no holoray store"):
+        holoray.open(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="local"):
+        holoray.open("s3://bucket/x")
+    assert not (tmp_path / "nowhere").exists()
