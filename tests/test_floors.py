@@ -159,9 +159,7 @@ def imports(module: Module, modules: dict[str, Module]) -> Iterator[Import]:
             yield found
 
 
-def scan(
-    node: ast.AST, package: str, *, deferred: bool = False, typing_only: bool = False
-) -> Iterator[Import]:
+def scan(node: ast.AST, package: str, *, deferred: bool = False, typing_only: bool = False) -> Iterator[Import]:
     for target in targets(node, package):
         yield Import(target, getattr(node, "lineno", 0), deferred, typing_only)
     if isinstance(node, ast.If) and is_type_checking(node.test):
@@ -219,9 +217,7 @@ def test_every_package_has_a_floor() -> None:
 
 def test_import_holoray_is_light() -> None:
     code = f"import sys, holoray; print([name for name in {LAZY!r} if name in sys.modules])"
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60
-    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stdout.strip()) == (0, "[]"), ran.stderr
 
 

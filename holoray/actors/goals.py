@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from holoray.actors.messages import Slot
+from holoray.codecs.base import Codec
 from holoray.errors import UsageError
-from holoray.fragment import FragmentEntry
+from holoray.kernels.registry import ACCUMULATORS
 from holoray.manifest import Manifest
 from holoray.pipelines.plan import Key, Target, Unit, select, units
 from holoray.quality import check_target
@@ -51,5 +52,9 @@ def goals(manifest: Manifest, qualities: Sequence[float]) -> tuple[Goal, ...]:
 
 def first_layer(unit: Unit) -> int:
     """How many layers of the slot must be in place before the unit is added."""
-    first: FragmentEntry = unit.fragments[0]
-    return first.layer
+    return unit.fragments[0].layer
+
+
+def needs_sealing(codec: Codec) -> bool:
+    """Whether the tensors of this codec are stale until their accumulated state is turned into them."""
+    return ACCUMULATORS[codec.name].needs_finalize

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from holoray.actors.goals import Goal, goals
+from holoray.actors.goals import Goal, goals, needs_sealing
 from holoray.actors.messages import (
     Assign,
     Command,
@@ -38,7 +38,6 @@ from holoray.actors.messages import (
     WorkerLost,
 )
 from holoray.actors.roster import ANYWHERE, Node, Policy, Task, Worker, cut
-from holoray.actors.slots import is_stateful
 from holoray.errors import IntegrityError, SourceError, WorkerLostError
 from holoray.manifest import Manifest
 from holoray.pipelines.ledger import QualityLedger
@@ -149,10 +148,8 @@ class Brain:
             if state.node != self.home and not self._crew(state.node):
                 # Who cleans up after dead jobs may remove what no process of ours guards; home has the consumer.
                 del self._nodes[state.node]
-            for task, _ in state.flying.values():
-                self._retry(
-                    task, worker, WorkerLostError(f"a worker died {task.attempts + 1} times over one task")
-                )
+            for task, _ in reversed(list(state.flying.values())):
+                self._retry(task, worker, WorkerLostError(f"a worker died {task.attempts + 1} times over one task"))
         self._restarts += 1
         if self._restarts <= self.policy.max_restarts:
             self._say(Restart(worker))
@@ -207,7 +204,7 @@ class Brain:
         if self._goal is None:
             self._goal = self._goals.popleft()
             self._changed = {(u.tensor, u.slot): u for u in self._goal.new}
-            self._stateful = sorted({t for t, _ in self._goal.whole if is_stateful(self._manifest.codecs[t])})
+            self._stateful = sorted({t for t, _ in self._goal.whole if needs_sealing(self._manifest.codecs[t])})
         self._queue.extend(self._ingest_tasks())
         if self._queue:
             return True
@@ -346,6 +343,4 @@ def _slot_bytes(manifest: Manifest, tensor: int) -> int:
 
 
 def _no_workers(message: str) -> WorkerLostError:
-    return WorkerLostError(
-        message, hint="look for out-of-memory kills, and whether the cluster has free CPUs"
-    )
+    return WorkerLostError(message, hint="look for out-of-memory kills, and whether the cluster has free CPUs")

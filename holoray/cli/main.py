@@ -165,7 +165,7 @@ def warmup(
     store: StorePath,
     workers: Annotated[int | None, typer.Option(help="Worker actors; default: one a core, at most 8.")] = None,
     quality: Annotated[
-        list[float] | None, typer.Option(help="Publish a generation at this quality (repeatable); the last is 1.")
+        list[float] | None, typer.Option(help="Publish a generation at this quality (repeatable).")
     ] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Write each generation to DIR/model.safetensors.")] = None,
     address: Annotated[str | None, typer.Option(help="Join a running Ray cluster, e.g. auto.")] = None,
@@ -176,7 +176,8 @@ def warmup(
 ) -> None:
     """Warm a model up on Ray: usable generations first, exact at the end."""
     out = _begin(json, quiet)
-    from holoray.cli.views import generation_table, run_warmup
+    from holoray.cli.views import generation_table
+    from holoray.cli.warmup import run_warmup
 
     values: dict[str, Any] = run_warmup(
         out,

@@ -13,10 +13,10 @@ All sections and offset rows of a run have fixed places (`SECTIONS`, `STREAMS`) 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -81,10 +81,7 @@ class LayerLayout:
     streams: tuple[int, int]
     blocks: int
     directory: struct.Struct
-
-    @property
-    def head_bytes(self) -> int:
-        return self.directory.size + 4 * (self.streams[1] - self.streams[0]) * (self.blocks + 1)
+    head_bytes: int
 
     @property
     def min_bytes(self) -> int:
@@ -95,8 +92,7 @@ class LayerLayout:
         return self.head_bytes + sum(self.largest)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredSection:
+class StoredSection(NamedTuple):
     """One section as the directory describes it; `start` and `end` are places in the body."""
 
     place: int
@@ -140,12 +136,12 @@ def layer_layout(dtype: str, top: int, tail_cut: int, layer: int, count: int) ->
     else:
         parts, streams = [(LOW_BITS, 2 * count, 0)], (0, 0)
     places, largest, steps = zip(*parts, strict=True)
-    return LayerLayout(places, largest, steps, streams, blocks(count), struct.Struct(f"<{2 * len(parts)}I"))
+    directory = struct.Struct(f"<{2 * len(parts)}I")
+    head_bytes = directory.size + 4 * (streams[1] - streams[0]) * (blocks(count) + 1)
+    return LayerLayout(places, largest, steps, streams, blocks(count), directory, head_bytes)
 
 
-def pack_body(
-    layout: LayerLayout, compression: str, sections: Sequence[Any], offsets: npt.NDArray[np.uint32]
-) -> bytes:
+def pack_body(layout: LayerLayout, compression: str, sections: Sequence[Any], offsets: npt.NDArray[np.uint32]) -> bytes:
     """The body of a layer from its raw sections (bytes-like, in layout order) and the offset rows of its run."""
     directory: list[int] = []
     stored: list[Any] = []
@@ -164,14 +160,13 @@ def parse_body(layout: LayerLayout, body: memoryview) -> tuple[list[StoredSectio
     start = layout.head_bytes
     if body.nbytes < start:
         raise TruncatedError(f"planes body has {body.nbytes} bytes, its head alone has {start}")
-    directory = layout.directory.unpack_from(body)
+    directory = iter(layout.directory.unpack_from(body))
     sections = []
-    for place, most, step, stored, packed in zip(
-        layout.sections, layout.largest, layout.steps, directory[::2], directory[1::2], strict=True
-    ):
+    for place, most, step in zip(layout.sections, layout.largest, layout.steps, strict=True):
+        stored, packed = next(directory), next(directory)
         raw_bytes, code = packed & _RAW_MASK, packed >> 30
         possible = raw_bytes <= most and raw_bytes % step == 0 if step else raw_bytes == most
-        if code > 2 or not possible or stored > raw_bytes:
+        if not possible or code > 2 or not (stored <= raw_bytes if code else stored == raw_bytes):
             raise FormatError(f"planes section {place} states {stored} bytes for {raw_bytes} of at most {most}")
         sections.append(StoredSection(place, _COMPRESSIONS[code], start, start + stored, raw_bytes))
         start += stored
@@ -183,8 +178,6 @@ def parse_body(layout: LayerLayout, body: memoryview) -> tuple[list[StoredSectio
     return sections, rows
 
 
-def raw_sections(body: memoryview, sections: Sequence[StoredSection]) -> Iterator[tuple[int, Any]]:
-    """Place and raw bytes of each section; raises FormatError where one does not decompress to its stated size."""
-    for section in sections:
-        stored = body[section.start : section.end]
-        yield section.place, decompress(section.compression, stored, section.raw_bytes)
+def raw_section(body: memoryview, section: StoredSection) -> Any:
+    """The raw bytes of a section; raises FormatError where it does not decompress to its stated size."""
+    return decompress(section.compression, body[section.start : section.end], section.raw_bytes)

@@ -18,6 +18,7 @@ from holoray.errors import FormatError
 from holoray.tensor import Array, TensorSpec
 
 Words = npt.NDArray[np.uint16]
+Digits = npt.NDArray[np.uint32]
 Mask = npt.NDArray[np.bool_]
 
 LONE_DIGIT: Final = 1.4609375
@@ -48,7 +49,7 @@ def natural_places(count: int) -> npt.NDArray[np.int64]:
     return places.reshape(-1, 16, 256).transpose(0, 2, 1).reshape(-1)
 
 
-def value_words(digits: npt.NDArray[np.uint32], exponent: int, *, filled: bool) -> Words:
+def value_words(digits: Digits, exponent: int, *, filled: bool) -> Words:
     """The top 16 bits of float32(digits + 1/2) * 2^(exponent - 127), 0 where there are no digits."""
     value = digits.astype(np.float32)
     if filled:
@@ -87,8 +88,8 @@ class _Run:
         for layout, body in layers:
             sections, rows = lay.parse_body(layout, body)
             self.offsets[slice(*layout.streams)] = rows
-            for place, data in lay.raw_sections(body, sections):
-                self.raw[place] = np.frombuffer(data, np.uint8)
+            for section in sections:
+                self.raw[section.place] = np.frombuffer(lay.raw_section(body, section), np.uint8)
 
     def decode(self) -> npt.NDArray[Any]:
         """The bits of the run's weights, uint16[count] or uint32[count]."""
@@ -109,7 +110,7 @@ class _Run:
         if self.dtype == "F16":
             words = half_bits(words)
             for p in range(lay.HALF_PLANES if whole else 0):
-                low = low << 1 | self._bits(lay.HALF_PLANE + p)
+                low = low << np.uint16(1) | self._bits(lay.HALF_PLANE + p)
             words |= low
         outliers, values = self._outliers()
         is_outlier = np.zeros(size, np.bool_)
@@ -140,23 +141,21 @@ class _Run:
             raise FormatError("planes: a stream has another length than its offsets say")
         return self._bits(place)[:count]
 
-    def _add_layer(
-        self, layer: int, digits: npt.NDArray[np.uint32], negative: Mask
-    ) -> npt.NDArray[np.uint32]:
+    def _add_layer(self, layer: int, digits: Digits, negative: Mask) -> Digits:
         """The digits with those of a layer appended; `negative` takes the signs of the newly significant."""
         known = digits > 0
         for p in lay.planes_of(self.top, self.tail_cut, layer):
-            digits = digits << 1 | self._bits(lay.PLANE + p)
+            digits = digits << np.uint32(1) | self._bits(lay.PLANE + p)
         newly = (digits > 0) & ~known
         negative[newly] = self._compacted(lay.SIGNS + layer, lay.STREAM_SIGNS[layer], newly)
         return digits
 
-    def _add_tail(self, digits: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    def _add_tail(self, digits: Digits) -> Digits:
         """The digits with the seven of the tail appended: of weights with fewer than 8 known digits."""
         full = digits
         for r in range(1, lay.TAIL_PLANES + 1):
             takers = (digits > 0) & (digits >> (8 - r) == 0)
-            full = full << 1
+            full = full << np.uint32(1)
             full[takers] |= self._compacted(lay.TAIL_BITS + r - 1, lay.STREAM_TAIL + r - 1, takers)
         return full
 
@@ -177,12 +176,12 @@ class _Run:
         count = self._counts(below, lay.STREAM_RECORDS)
         if self.raw[lay.RECORDS].size != -(-lay.RECORD_BITS * count // 8):
             raise FormatError("planes: records have another length than their offsets say")
-        bits = self._bits(lay.RECORDS)[: lay.RECORD_BITS * count].reshape(count, lay.RECORD_BITS)
-        records = bits @ (1 << np.arange(lay.RECORD_BITS, dtype=np.int64))
+        digits = self._bits(lay.RECORDS)[: lay.RECORD_BITS * count].reshape(count, lay.RECORD_BITS)
+        records = digits @ (1 << np.arange(lay.RECORD_BITS, dtype=np.int64))
         distance = records & 15
         exponent = self.threshold + self.tail_cut - 1 - distance
-        words = (records >> 11) << 15 | (exponent << 7) & 0x7FFF | (records >> 4) & 127
-        words = words.astype(np.uint16)
+        bits = (records >> 11) << 15 | (exponent << 7) & 0x7FFF | (records >> 4) & 127
+        words: Words = bits.astype(np.uint16)
         if self.dtype == "F16":
             words = half_bits(words) | low
         escaped = np.zeros(below.size, np.bool_)

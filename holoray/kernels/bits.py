@@ -1,12 +1,13 @@
-"""Bit operations inside compiled kernels: unaligned loads, bit casts, and the deposit and extraction of bits by a mask.
+"""Bit operations inside compiled kernels: unaligned loads, bit casts, deposit and extraction of bits by a mask.
 
-`deposit(bits, mask)` spreads the low bits of a word over the set places of a mask, `extract` is its inverse. x86 has one
-instruction for each (BMI2); elsewhere 8-bit tables do the same. Both are compiled side by side, and kernels take a flag
-`hardware` that says which to use (`HARDWARE` is what suits this machine).
+`deposit(bits, mask)` spreads the low bits of a word over the set places of a mask, `extract` is its inverse. x86 has
+one instruction for each (BMI2); elsewhere 8-bit tables do the same. Both are compiled side by side, and kernels take a
+flag `hardware` that says which to use (`HARDWARE` is what suits this machine).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import llvmlite.binding as llvm
@@ -14,8 +15,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.core import config as numba_config
+from numba.core import config
 from numba.extending import intrinsic
 
 # Processors that have the instructions in microcode only, at up to 290 cycles each.
@@ -26,8 +26,9 @@ def _compiler_has_bmi2() -> bool:
     """Whether the code generator may use BMI2; numba's own settings may name another processor than the host."""
     if not llvm.get_process_triple().startswith(("x86_64", "amd64")):
         return False
-    if numba_config.CPU_NAME or numba_config.CPU_FEATURES:
-        return "+bmi2" in (numba_config.CPU_FEATURES or "").split(",")
+    settings: Any = config
+    if settings.CPU_NAME or settings.CPU_FEATURES:
+        return "+bmi2" in (settings.CPU_FEATURES or "").split(",")
     return bool(llvm.get_host_cpu_features().get("bmi2", False))
 
 
@@ -36,84 +37,84 @@ HARDWARE: Final = _COMPILED and llvm.get_host_cpu_name() not in _SLOW_PROCESSORS
 """Whether deposit and extract should use BMI2 on this machine."""
 
 _I64: Final = ir.IntType(64)
+_carray: Final[Any] = vars(numba)["carray"]  # exported, but not to type checkers
+
+
+def _instruction(result: Any, arguments: tuple[Any, ...], emit: Callable[..., Any]) -> Any:
+    """An intrinsic of that signature; `emit(builder, *values)` gives its LLVM value."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return emit(builder, *values)
+
+    # numba asks for as many parameters as the intrinsic has.
+    if len(arguments) == 1:
+
+        def typing1(context: Any, first: Any) -> Any:
+            return result(*arguments), codegen
+
+        return intrinsic(typing1)
+
+    def typing2(context: Any, first: Any, second: Any) -> Any:
+        return result(*arguments), codegen
+
+    return intrinsic(typing2)
 
 
 def _bmi2(name: str) -> Any:
     """The BMI2 instruction as an intrinsic; without BMI2 it compiles to 0 and must not be reached."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def emit(builder: Any, bits: Any, mask: Any) -> Any:
         if not _COMPILED:
             return ir.Constant(_I64, 0)
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_I64, [_I64, _I64]), name)
-        return builder.call(function, args)
+        function = builder.module.globals.get(name)
+        if function is None:
+            function = ir.Function(builder.module, ir.FunctionType(_I64, [_I64, _I64]), name)
+        return builder.call(function, (bits, mask))
 
-    def typing(context: Any, bits: Any, mask: Any) -> Any:
-        return types.uint64(types.uint64, types.uint64), codegen
+    return _instruction(types.uint64, (types.uint64, types.uint64), emit)
 
-    return intrinsic(typing)
+
+def _load(dtype: Any) -> Any:
+    """An intrinsic that loads a little-endian unsigned integer from an address (int64) without alignment."""
+
+    def emit(builder: Any, address: Any) -> Any:
+        loaded = builder.load(builder.inttoptr(address, ir.IntType(dtype.bitwidth).as_pointer()))
+        loaded.align = 1
+        return loaded
+
+    return _instruction(dtype, (types.int64,), emit)
+
+
+def _pointer(dtype: Any) -> Any:
+    """An intrinsic that makes a typed pointer of an address (int64)."""
+
+    def emit(builder: Any, address: Any) -> Any:
+        return builder.inttoptr(address, ir.IntType(dtype.bitwidth).as_pointer())
+
+    pointer: Any = types.CPointer
+    return _instruction(pointer(dtype), (types.int64,), emit)
 
 
 hardware_deposit: Final = _bmi2("llvm.x86.bmi.pdep.64")
 hardware_extract: Final = _bmi2("llvm.x86.bmi.pext.64")
-
-
-@intrinsic
-def popcount(context: Any, bits: Any) -> Any:
-    """The number of set bits of a uint64, as int64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ctpop(args[0])
-
-    return types.int64(types.uint64), codegen
-
-
-@intrinsic
-def trailing_zeros(context: Any, bits: Any) -> Any:
-    """The place of the lowest set bit of a uint64, as int64; 64 where there is none."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.int64(types.uint64), codegen
-
-
-@intrinsic
-def float_bits(context: Any, value: Any) -> Any:
-    """The bits of a float32, as uint32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.uint32(types.float32), codegen
-
-
-@intrinsic
-def bits_float(context: Any, bits: Any) -> Any:
-    """The float32 of these bits (uint32)."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.uint32), codegen
-
-
-def _load(bits: int, result: Any) -> Any:
-    """An intrinsic that loads a little-endian unsigned integer from an address (int64) without alignment."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        loaded = builder.load(builder.inttoptr(args[0], ir.IntType(bits).as_pointer()))
-        loaded.align = 1
-        return loaded
-
-    def typing(context: Any, address: Any) -> Any:
-        return result(types.int64), codegen
-
-    return intrinsic(typing)
-
-
-load_u8: Final = _load(8, types.uint8)
-load_u16: Final = _load(16, types.uint16)
-load_u64: Final = _load(64, types.uint64)
+popcount: Final = _instruction(types.int64, (types.uint64,), lambda builder, bits: builder.ctpop(bits))
+"""The number of set bits of a uint64, as int64."""
+trailing_zeros: Final = _instruction(
+    types.int64, (types.uint64,), lambda builder, bits: builder.cttz(bits, ir.Constant(ir.IntType(1), 0))
+)
+"""The place of the lowest set bit of a uint64, as int64; 64 where there is none."""
+float_bits: Final = _instruction(
+    types.uint32, (types.float32,), lambda builder, value: builder.bitcast(value, ir.IntType(32))
+)
+bits_float: Final = _instruction(
+    types.float32, (types.uint32,), lambda builder, bits: builder.bitcast(bits, ir.FloatType())
+)
+load_u8: Final = _load(types.uint8)
+load_u16: Final = _load(types.uint16)
+load_u64: Final = _load(types.uint64)
+_pointer_u8: Final = _pointer(types.uint8)
+_pointer_u16: Final = _pointer(types.uint16)
+_pointer_u64: Final = _pointer(types.uint64)
 
 
 def _deposit_table() -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -186,12 +187,16 @@ def extract(word: Any, mask: Any, hardware: bool) -> Any:
 @njit(nogil=True, cache=True)
 def array_at(address: Any, count: Any) -> Any:
     """uint8[count] at an address (int64); the caller keeps the memory alive."""
-    return numba.carray(_pointer(address), (count,), np.uint8)
+    return _carray(_pointer_u8(address), (count,), np.uint8)
 
 
-@intrinsic
-def _pointer(context: Any, address: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+@njit(nogil=True, cache=True)
+def unowned_rows(array: Any) -> Any:
+    """The same uint64[rows, 64] without an owner: slices of it cost no atomic reference counts."""
+    return _carray(_pointer_u64(np.int64(array.ctypes.data)), array.shape, np.uint64)
 
-    return types.CPointer(types.uint8)(types.int64), codegen
+
+@njit(nogil=True, cache=True)
+def unowned(array: Any) -> Any:
+    """The same uint16[n] without an owner."""
+    return _carray(_pointer_u16(np.int64(array.ctypes.data)), array.shape, np.uint16)

@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 from holoray.codecs import planes_layout as lay
 from holoray.codecs.planes import PlanesCodec
+from holoray.compression import NONE
 from holoray.errors import FormatError, UsageError
 from holoray.fragment import FragmentEntry
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.bits import HARDWARE
-from holoray.kernels.planes_runs import FUSED_PLANES, KINDS, decode_run, refine_run
+from holoray.kernels.planes_groups import KINDS
+from holoray.kernels.planes_runs import FUSED_PLANES, decode_run, refine_run
 from holoray.kernels.planes_words import ROWS
 from holoray.kernels.scratch import Scratch
 from holoray.tensor import Array, TensorSpec
@@ -27,11 +29,9 @@ class RunLayers:
     """Some layers of one run, decompressed: where their raw sections lie, and what keeps them alive there."""
 
     slot: int
-    addresses: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(lay.SECTIONS, np.int64))
-    lengths: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(lay.SECTIONS, np.int64))
-    offsets: npt.NDArray[np.uint32] = field(
-        default_factory=lambda: np.zeros((lay.STREAMS, lay.BLOCKS + 1), np.uint32)
-    )
+    addresses: list[int] = field(default_factory=lambda: [0] * lay.SECTIONS)
+    lengths: list[int] = field(default_factory=lambda: [0] * lay.SECTIONS)
+    offsets: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros((lay.STREAMS, lay.BLOCKS + 1), np.uint32))
     bodies: dict[int, Any] = field(default_factory=dict)
     """Stored payloads by layer."""
     alive: list[Any] = field(default_factory=list)
@@ -43,11 +43,14 @@ class RunLayers:
         body = memoryview(payload).cast("B")
         layout = codec.layout(spec, layer, self.slot)
         sections, rows = lay.parse_body(layout, body)
-        start = _address(body, self.alive)
-        for section, (place, raw) in zip(sections, lay.raw_sections(body, sections), strict=True):
-            here = section.compression == lay.NONE
-            self.addresses[place] = start + section.start if here else _address(raw, self.alive)
-            self.lengths[place] = section.raw_bytes
+        base = _address(body, self.alive)
+        for section in sections:
+            place, compression, start, _, raw_bytes = section
+            if compression == NONE:
+                self.addresses[place] = base + start
+            else:
+                self.addresses[place] = _address(lay.raw_section(body, section), self.alive)
+            self.lengths[place] = raw_bytes
         self.offsets[slice(*layout.streams), : rows.shape[1]] = rows
         self.bodies[layer] = payload
 
@@ -100,9 +103,7 @@ class PlanesAccumulator(Accumulator):
             raise UsageError(f"{self.spec.name!r} has no {layers} layers", tensor=self.spec.name)
         self.reached[slot] = layers
 
-    def decompress(
-        self, entries: Sequence[FragmentEntry], payloads: Sequence[Any], scratch: Scratch
-    ) -> RunLayers:
+    def decompress(self, entries: Sequence[FragmentEntry], payloads: Sequence[Any], scratch: Scratch) -> RunLayers:
         """Parse and decompress layers of one run. The result refers to the payloads: keep them unchanged."""
         run = RunLayers(entries[0].slot)
         for entry, payload in zip(entries, payloads, strict=True):
@@ -166,7 +167,8 @@ class PlanesAccumulator(Accumulator):
         codec = self.codec
         count = self.codec.run_weights(self.spec, run.slot)
         fixed = (weights, count, KINDS[self.spec.dtype], codec.threshold, codec.top, codec.tail_cut)
-        sections = (run.addresses, run.lengths, run.offsets, work, self._hardware)
+        tables = np.array((run.addresses, run.lengths), np.int64)
+        sections = (tables[0], tables[1], run.offsets, work, self._hardware)
         self.reached[run.slot] = 0  # while the kernel works, and for good if it fails
         bad = 0
         if held == 0:

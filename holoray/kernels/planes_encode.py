@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -22,8 +23,8 @@ from holoray.errors import UsageError
 from holoray.fragment import NO_PREREQUISITE
 from holoray.kernels.bits import HARDWARE
 from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
+from holoray.kernels.planes_groups import KINDS
 from holoray.kernels.planes_pack import ERRORS, LANES, SLACK, encode_run, exponent_histogram
-from holoray.kernels.planes_runs import KINDS
 from holoray.kernels.planes_words import ROWS
 from holoray.tensor import Array, TensorSpec, canonical
 
@@ -119,9 +120,9 @@ class _Run:
         left = [float(row.sum()) for row in self.errors]
         left[-1] = left[-1] if layers > lay.LAYERS else 0.0
         left += [0.0] * (layers + 1 - len(left))
-        return [before - after for before, after in zip(left, left[1:], strict=False)]
+        return [before - after for before, after in pairwise(left)]
 
-    def section(self, place: int) -> npt.NDArray[Any]:
+    def section(self, place: int) -> Any:
         """The raw bytes of a section."""
         totals = self.starts[:, -1]
         if place < lay.SIGNS:

@@ -10,14 +10,13 @@ from numba import njit
 from holoray.codecs import planes_layout as lay
 from holoray.kernels import planes_words as words
 from holoray.kernels.bits import bits_float, hardware_extract, popcount, table_extract
-from holoray.kernels.planes_runs import F16, F32, layer_end
-from holoray.kernels.planes_streams import places_below
+from holoray.kernels.planes_groups import F16, F32, layer_end
+from holoray.kernels.planes_streams import ranks_below
 from holoray.kernels.planes_words import (
     DIGITS,
     LOWS,
     MASK,
-    NEGATIVE,
-    PLACES,
+    RANKS,
     REACHED,
     SIGNIFICANT,
     VALUES,
@@ -77,16 +76,16 @@ def encode_run(
 ) -> None:
     """Encode a run of `bits` (uint16, or uint32 for F32), whose true values are `values` (float32).
 
-    Writes uint64[groups, 64] rows into `planes` ([top - tail_cut (+ 3 for F16), groups, 64]), bits into `signs` (uint8[5,
-    bytes]), `tail` (uint8[7, bytes]) and `records` (uint8), which must be zero, entries into the others, and the offset
-    rows (int64[STREAMS, blocks + 1]). `errors` (float64[ERRORS, LANES]) takes sums of squares, by lane.
+    Writes rows into `planes` (uint64[top - tail_cut (+ 3 for F16), groups, 64]), bits into `signs` (uint8[5, bytes]),
+    `tail` (uint8[7, bytes]) and `records` (uint8), which must be zero, entries into the others, and the offset rows
+    (int64[STREAMS, blocks + 1]). `errors` (float64[ERRORS, LANES]) takes sums of squares, by lane.
     """
     count = bits.size
     positions = np.zeros(lay.STREAMS, np.int64)
     group_bits = work[VALUES : VALUES + 16].reshape(-1).view(np.uint16)
     digits = work[WORDS : WORDS + 16].reshape(-1).view(np.uint16)
     lows = work[_TAIL_ROWS : _TAIL_ROWS + 16].reshape(-1).view(np.uint16)
-    places = work[PLACES : PLACES + 17].reshape(-1).view(np.uint16)
+    ranks = work[RANKS : RANKS + 17].reshape(-1).view(np.uint16)
     fields = np.zeros(_GROUP, np.uint16)
     true = np.zeros(_GROUP, np.float32)
     groups = (count + _GROUP - 1) // _GROUP
@@ -98,7 +97,7 @@ def encode_run(
                 offsets[stream, group // (lay.BLOCK // _GROUP)] = positions[stream]
         _read(bits, values, start, size, kind, group_bits, fields, true)
         _split(fields, threshold, top, tail_cut, digits, lows)
-        _measure(fields, digits, lows, true, threshold, top, tail_cut, errors)
+        _measure(fields, digits, lows, true, kind, threshold, top, tail_cut, errors)
         words.words_to_planes(work, WORDS, 16)
         _digit_planes(work, top - tail_cut, planes, group)
         words.words_to_planes(work, _TAIL_ROWS, 16)
@@ -106,7 +105,7 @@ def encode_run(
         _pack_tail(work, top - tail_cut, tail, positions, hardware)
         _pack_outliers(work, group, group_bits, outlier_places, outlier_values, positions)
         _pack_records(
-            work, size, group_bits, fields, threshold + tail_cut - 1, places, records, escapes, positions, kind
+            work, size, group_bits, fields, threshold + tail_cut - 1, ranks, records, escapes, positions, kind
         )
         if kind == F16:
             _half_planes(work, group_bits, fields, threshold + top, planes, top - tail_cut, group)
@@ -115,9 +114,7 @@ def encode_run(
 
 
 @njit(nogil=True, cache=True)
-def _read(
-    bits: Any, values: Any, start: int, size: int, kind: int, group_bits: Any, fields: Any, true: Any
-) -> None:
+def _read(bits: Any, values: Any, start: int, size: int, kind: int, group_bits: Any, fields: Any, true: Any) -> None:
     """The group's stored 16 bits, its words (0 where the exponent field is 0 in float16) and true values."""
     for k in range(size):
         true[k] = values[start + k]
@@ -145,7 +142,7 @@ def _read(
 
 @njit(nogil=True, cache=True)
 def _split(fields: Any, threshold: int, top: int, tail_cut: int, digits: Any, lows: Any) -> None:
-    """digits[k] = floor(word / 2^tail_cut) of the significant; lows[k] = its 7 further digits, sign and outlier bits."""
+    """digits[k] = floor(word / 2^tail_cut) of the significant; lows[k] = 7 more digits, sign, outlier mark."""
     least, most = np.uint32(threshold + tail_cut), np.uint32(threshold + top)
     for k in range(_GROUP):
         word = np.uint32(fields[k])
@@ -162,9 +159,18 @@ def _split(fields: Any, threshold: int, top: int, tail_cut: int, digits: Any, lo
 
 @njit(nogil=True, cache=True)
 def _measure(
-    fields: Any, digits: Any, lows: Any, true: Any, threshold: int, top: int, tail_cut: int, errors: Any
+    fields: Any,
+    digits: Any,
+    lows: Any,
+    true: Any,
+    kind: int,
+    threshold: int,
+    top: int,
+    tail_cut: int,
+    errors: Any,
 ) -> None:
     """Add the squared errors of the group to errors[layer + 1, k % 256]; elements that are not finite count nothing."""
+    whole = kind != F32  # then 16 bits, as outliers have from the first layer on, say all
     for k in range(_GROUP):
         if not np.isfinite(true[k]):
             true[k] = np.float32(0)
@@ -182,12 +188,11 @@ def _measure(
                 low = lows[k]
                 word = np.uint32(fields[k])
                 sign = (word & np.uint32(0x8000)) << np.uint32(16)
-                known = words.digits_word(
-                    np.uint16(digits[k] >> shift), bias, np.float32(0.5), np.float32(1.4609375)
-                )
+                known = words.digits_word(np.uint16(digits[k] >> shift), bias, np.float32(0.5), np.float32(1.4609375))
                 exact = low & outlier if layer < lay.TAIL else np.uint16(1)
                 magnitude = word & np.uint32(0x7FFF) if exact else known
                 read = bits_float(sign | (magnitude << np.uint32(16)))
+                read = true[k] if exact and whole else read
                 read = np.float32(0) if (layer < 0 or low & special) else read
                 error = np.float64(true[k]) - np.float64(read)
                 row[i] += error * error
@@ -290,7 +295,7 @@ def _pack_records(
     group_bits: Any,
     fields: Any,
     exponent: int,
-    places: Any,
+    ranks: Any,
     records: Any,
     escapes: Any,
     positions: Any,
@@ -302,14 +307,14 @@ def _pack_records(
         for k in range(size, _GROUP):
             padding[k & 255] |= np.uint16(1 << (k >> 8))
     record, escape = positions[lay.STREAM_RECORDS], positions[lay.STREAM_ESCAPES]
-    for n in range(places_below(work, places)):
-        place = np.int64(places[n])
+    for n in range(ranks_below(work, ranks)):
+        rank = np.int64(ranks[n])
+        place = (rank & 15) * 256 + (rank >> 4)
         word = np.int64(fields[place])
         field = (word >> 7) & 255
         distance = exponent - field
         if field == 0 or distance >= lay.ESCAPE:
-            distance = lay.ESCAPE
-            word = 0
+            distance, word = np.int64(lay.ESCAPE), np.int64(0)
             escapes[escape] = group_bits[place]
             escape += 1
         bits = ((word >> 15) << 11 | (word & 127) << 4 | distance) << (4 * (record & 1))
@@ -321,9 +326,7 @@ def _pack_records(
 
 
 @njit(nogil=True, cache=True)
-def _half_planes(
-    work: Any, group_bits: Any, fields: Any, limit: int, planes: Any, first: int, group: int
-) -> None:
+def _half_planes(work: Any, group_bits: Any, fields: Any, limit: int, planes: Any, first: int, group: int) -> None:
     """Store the three low mantissa bits of float16 words as planes first..first+2, zeros for outliers and escapes."""
     lows = work[WORDS : WORDS + 16].reshape(-1).view(np.uint16)
     for k in range(_GROUP):

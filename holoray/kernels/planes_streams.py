@@ -39,24 +39,27 @@ def load_plane(address: int, row: Any) -> None:
 
 @njit(nogil=True, cache=True)
 def deposit_stream(
-    address: int, nbytes: int, position: int, mask: Any, out: Any, work: Any, hardware: bool
+    address: int, nbytes: int, position: int, upper: Any, lower: Any, out: Any, work: Any, hardware: bool
 ) -> Any:
-    """Spread the next bits of a stream over the set places of `mask` (rows); returns the bit position behind them."""
+    """OR the next bits of a stream into `out` at the places of `upper & ~lower`; returns the position behind them.
+
+    All three are rows. Everything is done in one loop of 8-byte accesses: wide loads of what narrow stores have just
+    written would wait for them.
+    """
+    bit = position
     if position > 8 * nbytes - READ_AHEAD_BITS:
         address = _copy_end(address, nbytes, position >> 3, work)
         bit = position & 7
-    else:
-        bit = position
     start = bit
     if hardware:
         for i in range(64):
-            wanted = mask[i]
-            out[i] = hardware_deposit(_peek(address, bit), wanted)
+            wanted = upper[i] & ~lower[i]
+            out[i] |= hardware_deposit(_peek(address, bit), wanted)
             bit += popcount(wanted)
     else:
         for i in range(64):
-            wanted = mask[i]
-            out[i] = table_deposit(_peek(address, bit), wanted)
+            wanted = upper[i] & ~lower[i]
+            out[i] |= table_deposit(_peek(address, bit), wanted)
             bit += popcount(wanted)
     return position + bit - start
 
@@ -64,6 +67,7 @@ def deposit_stream(
 @njit(nogil=True, cache=True, inline="always")
 def _peek(address: int, bit: int) -> Any:
     """The 64 bits at a bit position; reads 9 bytes."""
+    # Few words need the ninth byte, but a branch for it is guessed wrong too often to pay.
     at, shift = address + (bit >> 3), U(bit & 7)
     return (load_u64(at) >> shift) | ((U(load_u8(at + 8)) << U(1)) << (U(63) - shift))
 
@@ -77,24 +81,23 @@ def _copy_end(address: int, nbytes: int, skip: int, work: Any) -> Any:
     source = array_at(address + skip, left)
     for i in range(left):
         spare[i] = source[i]
-    return spare.ctypes.data
+    return np.int64(spare.ctypes.data)
 
 
 @njit(nogil=True, cache=True)
-def places_below(work: Any, places: Any) -> Any:
-    """List the weights not marked in SIGNIFICANT, in rank order (uint16[4352]); returns their number."""
+def ranks_below(work: Any, ranks: Any) -> Any:
+    """List the ranks of the weights not marked in SIGNIFICANT (uint16[4352]); returns their number."""
     significant = work[SIGNIFICANT]
     count = 0
     for q in range(64):
         mask = ~significant[q]
-        base, at, left = 4 * q, count, popcount(mask)
+        at, left = count, popcount(mask)
         count += left
         # Most words have few such weights: four unconditional writes cost less than one branch guessed wrong.
         while True:
             for _ in range(4):
-                bit = trailing_zeros(mask)
+                ranks[at] = np.uint16(64 * q + trailing_zeros(mask))
                 mask &= mask - U(1)
-                places[at] = np.uint16((bit & 15) * 256 + base + (bit >> 4))
                 at += 1
             left -= 4
             if left <= 0:
@@ -105,7 +108,7 @@ def places_below(work: Any, places: Any) -> Any:
 @njit(nogil=True, cache=True)
 def read_records(
     values: Any,
-    places: Any,
+    ranks: Any,
     count: int,
     addresses: Any,
     lengths: Any,
@@ -127,7 +130,8 @@ def read_records(
     for n in range(count):
         bits = np.int64(load_u16(source + (bit >> 3))) >> (bit & 7)
         bit += lay.RECORD_BITS
-        distance, place = bits & 15, places[n]
+        distance, rank = bits & 15, np.int64(ranks[n])
+        place = (rank & 15) * 256 + (rank >> 4)
         if distance == lay.ESCAPE:
             if escape >= escapes_end:
                 return FAILED
@@ -194,9 +198,7 @@ def streams_begin(offsets: Any, lengths: Any, block: int, first: int, end: int, 
 
 
 @njit(nogil=True, cache=True)
-def streams_end(
-    offsets: Any, lengths: Any, block: int, blocks: int, first: int, end: int, positions: Any
-) -> int:
+def streams_end(offsets: Any, lengths: Any, block: int, blocks: int, first: int, end: int, positions: Any) -> int:
     """0 if streams first..end-1 stand where the block's offsets say, else the first bad stream + 1."""
     for stream in range(first, end):
         if positions[stream] != np.int64(offsets[stream, block + 1]):
@@ -207,7 +209,7 @@ def streams_end(
 
 
 @njit(nogil=True, cache=True)
-def _is_whole(stream: int, position: int, lengths: Any) -> bool:
+def _is_whole(stream: int, position: int, lengths: Any) -> Any:
     """Whether a section is exactly as long as `position` entries of its stream."""
     if stream == lay.STREAM_OUTLIERS:
         return lengths[lay.OUTLIER_PLACES] == 2 * position and lengths[lay.OUTLIER_VALUES] == 2 * position

@@ -30,15 +30,16 @@ REACHED: Final = 32
 SIGNIFICANT: Final = 48
 NEGATIVE: Final = 49
 MASK: Final = 50
-TAKEN: Final = 51
 SPARE: Final = 52
 """3 rows: the end of a stream, followed by zeros."""
+ZEROS: Final = 55
+"""A row that is always 0."""
 VALUES: Final = 56
 """16 rows = uint16[4096]: resident words, where the output holds something else."""
 LOWS: Final = 72
 """16 rows = uint16[4096]: the mantissa bits of float16 that words lack."""
-PLACES: Final = 88
-"""17 rows = uint16[4352]: places of the weights below the tail cut."""
+RANKS: Final = 88
+"""17 rows = uint16[4352]: ranks of the weights below the tail cut."""
 ROWS: Final = 105
 
 ONE_MANTISSA: Final = 59
@@ -154,17 +155,19 @@ def digits_word(digits: Any, bias: Any, fill: Any, lone: Any) -> Any:
 def digits_to_values(digits: Any, negative: Any, values: Any, exponent: int, filled: bool) -> None:
     """values[k] = the word of (digits[k] + 1/2) * 2^(exponent - 127) with its sign, without the 1/2 unless `filled`.
 
-    `digits` and `values` are uint16[4096], `negative` is a plane (uint16[256]).
+    `digits` and `values` are uint16[4096], `negative` is a plane (uint16[256]), left as it is.
     """
-    bias = (exponent - 127) << 7
+    bias = np.uint32(((exponent - 127) << 7) & 0xFFFF)
     fill = np.float32(0.5) if filled else np.float32(0)
     lone = np.float32(1.4609375) if filled else np.float32(1)
     for j in range(16):
         source, target = digits[j * 256 : (j + 1) * 256], values[j * 256 : (j + 1) * 256]
-        shift = np.uint32(j)
         for i in range(256):
-            sign = (np.uint32(negative[i]) >> shift) << np.uint32(15)
-            target[i] = np.uint16(digits_word(source[i], bias, fill, lone) | sign)
+            # Shifts by a constant keep 16-bit lanes; 16 rotations bring the plane back.
+            bits = negative[i]
+            sign = np.uint16(bits << np.uint16(15))
+            negative[i] = np.uint16(np.uint16(bits >> np.uint16(1)) | sign)
+            target[i] = np.uint16(digits_word(source[i], bias, fill, lone)) | sign
 
 
 @njit(nogil=True, cache=True)
@@ -190,11 +193,14 @@ def refine(values: Any, plane: Any, negative: Any, threshold: int, exponent: int
     lone, half = np.uint16(previous << 7 | ONE_MANTISSA), np.uint16(previous << 7 | HALF_MANTISSA)
     newly = np.uint16((previous - 1) << 7 | ONE_MANTISSA)
     for j in range(16):
-        target, shift = values[j * 256 : (j + 1) * 256], np.uint16(j)
+        target = values[j * 256 : (j + 1) * 256]
         for i in range(256):
-            word = target[i]
-            sign = np.uint16(np.uint16(np.uint16(negative[i] >> shift) << np.uint16(15)) & np.uint16(0x8000))
-            digit = np.uint16(np.uint16(plane[i] >> shift) & np.uint16(1))
+            # Shifts by a constant keep 16-bit lanes; 16 rotations bring the planes back.
+            word, bits, signs = target[i], plane[i], negative[i]
+            sign = np.uint16(signs << np.uint16(15))
+            digit = np.uint16(bits & np.uint16(1))
+            plane[i] = np.uint16(np.uint16(bits >> np.uint16(1)) | np.uint16(bits << np.uint16(15)))
+            negative[i] = np.uint16(np.uint16(signs >> np.uint16(1)) | sign)
             magnitude = np.uint16(word & np.uint16(0x7FFF))
             known = half if magnitude == lone else magnitude
             fill = np.uint16(known & np.uint16(-known))

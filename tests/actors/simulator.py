@@ -114,7 +114,7 @@ class Simulation:
         nodes: int = 1,
         workers: int = 2,
         receiver: bool = False,
-        faults: Faults = Faults(),  # noqa: B008 - frozen
+        faults: Faults = Faults(),
         policy: Policy = PATIENT,
     ) -> None:
         self.rng = random.Random(seed)

@@ -27,7 +27,9 @@ TMP = settings(deadline=None, max_examples=40, suppress_health_check=[HealthChec
 
 
 @TMP
-@given(arrays=st.dictionaries(st.text(min_size=1, max_size=8).filter(lambda n: n != "__metadata__"), ARRAYS, max_size=5))
+@given(
+    arrays=st.dictionaries(st.text(min_size=1, max_size=8).filter(lambda n: n != "__metadata__"), ARRAYS, max_size=5)
+)
 def test_reads_what_the_reference_writes(arrays: dict[str, Array], tmp_path: Path) -> None:
     save_file(arrays, tmp_path / "x", {"format": "np"})
     file = SafetensorsFile(tmp_path / "x")
@@ -39,7 +41,9 @@ def test_reads_what_the_reference_writes(arrays: dict[str, Array], tmp_path: Pat
 
 
 @TMP
-@given(arrays=st.dictionaries(st.text(min_size=1, max_size=8).filter(lambda n: n != "__metadata__"), ARRAYS, max_size=5))
+@given(
+    arrays=st.dictionaries(st.text(min_size=1, max_size=8).filter(lambda n: n != "__metadata__"), ARRAYS, max_size=5)
+)
 def test_the_reference_reads_what_we_write(arrays: dict[str, Array], tmp_path: Path) -> None:
     specs = [TensorSpec.of(name, array) for name, array in arrays.items()]
     with SafetensorsWriter(tmp_path / "y", specs, {"a": "b"}) as writer:

@@ -1,0 +1,290 @@
+"""Warming a model up from Python: `warm_up` starts it, a `WarmModel` hands out what there is so far."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from holoray.actors import remote, shared_memory
+from holoray.actors.coordinator import Generation
+from holoray.actors.goals import check_qualities, goals
+from holoray.actors.roster import Policy
+from holoray.actors.segment import attach_weights
+from holoray.actors.shared_memory import Names
+from holoray.actors.worker import JobSpec
+from holoray.checkpoint import save_checkpoint
+from holoray.errors import HolorayError, QualityError, UsageError, WorkerLostError
+from holoray.kernels import registry
+from holoray.pipelines.sealed_store import SealedStore
+from holoray.stores import MemoryStore, Store
+from holoray.tensor import Array
+
+_POLL_S: Final = 1.0
+_MAX_COORDINATORS: Final = 3
+
+OnGeneration = Callable[["WarmModel", Generation], None]
+
+
+def warm_up(
+    where: Store | str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    qualities: Sequence[float] = (1.0,),
+    address: str | None = None,
+    expect: str | None = None,
+    metrics_port: int | None = None,
+    on_generation: OnGeneration | None = None,
+    policy: Policy | None = None,
+) -> WarmModel:
+    """Start warming a store up through target qualities; returns at once.
+
+    `workers`: processes of one CPU each (default: all CPUs). `address`: a Ray cluster to join (`auto` or host:port);
+    by default the Ray that is already initialised here, else a private local one. `expect` pins the root and checks
+    sha256. `metrics_port`: serve `/metrics` there (0: any free port). `on_generation` is called with each generation
+    from a thread of its own; the next but one waits for it.
+
+    Raises SourceError if there is no store, IntegrityError if it is not the expected one, QualityError for a target
+    that cannot be reached, UsageError for one without meaning.
+    """
+    started = time.monotonic()
+    if isinstance(where, MemoryStore):
+        raise UsageError("a store in this process's memory cannot be shared with workers")
+    if workers is not None and workers < 1:
+        raise UsageError("a warm-up needs at least one worker")
+    sealed = SealedStore(where if isinstance(where, Store) else os.path.abspath(_local(where)), expect)
+    targets = check_qualities(qualities)
+    goals(sealed.manifest, targets)
+    registry.warm()  # or every worker would compile the kernels for itself
+    cpus = workers or len(os.sched_getaffinity(0))
+    session = remote.connect(address, cpus)
+    try:
+        count = workers or (cpus if session.private_dir else remote.cluster_cpus())
+        return WarmModel(sealed, targets, session, count, started, metrics_port, on_generation, policy)
+    except BaseException:
+        session.close()
+        raise
+
+
+def _local(where: str | os.PathLike[str]) -> str:
+    return os.fspath(where).removeprefix("file://")
+
+
+class WarmModel:
+    """A model that gets better: `state_dict()` is always the newest whole generation.
+
+    Close it (or use it as a context manager) to end the workers and to free shared memory; arrays handed out stay
+    valid for as long as they are referenced.
+    """
+
+    def __init__(
+        self,
+        sealed: SealedStore,
+        targets: tuple[float, ...],
+        session: remote.Session,
+        workers: int,
+        started: float,
+        metrics_port: int | None,
+        on_generation: OnGeneration | None,
+        policy: Policy | None,
+    ) -> None:
+        self.manifest = sealed.manifest
+        self.root = sealed.root
+        self._sealed, self._targets, self._session = sealed, targets, session
+        self._workers, self._started, self._metrics_port = workers, started, metrics_port
+        self._on_generation, self._policy = on_generation, policy
+        self._home = remote.this_node()
+        self._changed = threading.Condition()
+        self._published: list[Generation] = []
+        self._weights: dict[str, Array] = {}
+        self._error: Exception | None = None
+        self._over = False
+        self._closing = threading.Event()
+        self._jobs: list[str] = []
+        self._locks: list[int] = []
+        shared_memory.sweep()
+        self._start_coordinator()
+        self._cleanup = weakref.finalize(self, _clean_up, self._jobs, self._locks, session)
+        self._watcher = threading.Thread(target=self._watch, name="holoray-watch", daemon=True)
+        self._watcher.start()
+
+    # -- what users call ---------------------------------------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        """Number of the newest generation; 0 while there is none."""
+        return self._published[-1].generation if self._published else 0
+
+    @property
+    def quality(self) -> float:
+        """Quality of the newest generation; 0 while there is none."""
+        return self._published[-1].quality if self._published else 0.0
+
+    @property
+    def generations(self) -> list[dict[str, Any]]:
+        """Every generation so far: its number, quality, bytes read by then, seconds since the start."""
+        return [g.asdict() for g in self._published]
+
+    def state_dict(self) -> dict[str, Array]:
+        """The tensors of the newest generation by name: read-only views of shared memory, not copies.
+
+        BF16 comes as `ml_dtypes.bfloat16`. Raises QualityError while there is no generation.
+        """
+        with self._changed:
+            if not self._published:
+                self._raise_error()
+                raise QualityError("no generation is published yet", hint="wait() for a quality first")
+            return dict(self._weights)
+
+    def wait(self, quality: float = 1.0, timeout_s: float | None = None) -> Generation:
+        """Block until a generation of at least this quality; 1 means every byte.
+
+        Raises TimeoutError in time, QualityError if the last generation falls short, and whatever ended the warm-up.
+        """
+
+        def reached() -> Generation | None:
+            enough = (g for g in self._published if g.complete or (quality < 1.0 and g.quality >= quality))
+            return next(enough, None)
+
+        with self._changed:
+            if not self._changed.wait_for(lambda: reached() or self._over or self._error, timeout_s):
+                raise TimeoutError(f"quality {quality} was not reached within {timeout_s} s")
+            found = reached()
+            if found is None:
+                self._raise_error()
+                raise QualityError(
+                    f"the warm-up ended at quality {self.quality!r}, below {quality}",
+                    hint="add the quality to the targets of warm_up",
+                )
+            return found
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the newest generation as a safetensors file."""
+        save_checkpoint(path, self.state_dict(), self.manifest.metadata)
+
+    def crew(self) -> list[dict[str, Any]]:
+        """The workers that have joined: name, node, process id."""
+        found: list[dict[str, Any]] = []
+        with contextlib.suppress(RayActorError):  # the coordinator died: another one is on its way
+            found = ray.get(self._coordinator.crew.remote())
+        return found
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where `/metrics` is served, if it is."""
+        url: str | None = ray.get(self._coordinator.metrics_url.remote())
+        return url
+
+    def close(self) -> None:
+        """End the workers, free the shared memory, and stop Ray if it was started here."""
+        self._closing.set()
+        with self._changed:
+            self._changed.notify_all()
+        if self._watcher is not threading.current_thread():
+            self._watcher.join()
+        if self._cleanup.alive:
+            self._stop_coordinator()
+            self._cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- following the coordinator ------------------------------------------------------------------------
+
+    def _start_coordinator(self) -> None:
+        """A fresh job: whatever an earlier coordinator's workers may still write goes to names nobody reads."""
+        job = shared_memory.new_job()
+        self._jobs.append(job)
+        self._names = Names(job, self._home)
+        self._locks.append(shared_memory.hold_lock(self._names.lock("driver")))
+        reached = self._published[-1].quality if self._published else 0.0
+        self._coordinator = remote.start_coordinator(
+            JobSpec(job, self._sealed.store, self._sealed.root, self._sealed.strict),
+            [q for q in self._targets if q > reached] or [self._targets[-1]],
+            home=self._home,
+            workers=self._workers,
+            start_worker=remote.start_worker,
+            living_nodes=remote.living_nodes,
+            started=self._started,
+            first_generation=self.generation + 1,
+            policy=self._policy,
+            metrics_port=self._metrics_port,
+        )
+        self._run = self._coordinator.run.remote()
+
+    def _stop_coordinator(self) -> None:
+        if not ray.is_initialized():
+            return
+        with contextlib.suppress(RayActorError, GetTimeoutError):
+            ray.get(self._coordinator.stop.remote(), timeout=10)
+        ray.kill(self._coordinator)
+
+    def _watch(self) -> None:
+        try:
+            for _ in range(_MAX_COORDINATORS):
+                try:
+                    self._follow()
+                    break
+                except RayActorError as error:
+                    if self._closing.is_set():
+                        break
+                    cause = error
+                    self._start_coordinator()
+            else:
+                raise WorkerLostError(f"the coordinator died again and again: {cause}")
+        except Exception as error:
+            self._error = error
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def _follow(self) -> None:
+        """Take generations over as they come, until the last one, an error, or `close`."""
+        while not self._closing.is_set():
+            news: list[Generation] = ray.get(self._coordinator.news.remote(self.generation, _POLL_S))
+            for generation in news:
+                self._take(generation)
+                if generation.final:
+                    return
+            ended, _ = ray.wait([self._run], timeout=0)
+            if ended and not news:
+                error = ray.get(self._run)
+                if error is not None:
+                    raise error
+
+    def _take(self, generation: Generation) -> None:
+        weights = attach_weights(self.manifest, self._names, generation.generation)
+        with self._changed:
+            self._weights = weights
+            self._published.append(generation)
+            self._changed.notify_all()
+        ray.get(self._coordinator.taken.remote(generation.generation))
+        if self._on_generation is not None:
+            self._on_generation(self, generation)
+
+    def _raise_error(self) -> None:
+        if isinstance(self._error, HolorayError):
+            raise self._error
+        if self._error is not None:
+            raise HolorayError(f"the warm-up failed: {self._error!r}") from self._error
+
+
+def _clean_up(jobs: list[str], locks: list[int], session: remote.Session) -> None:
+    session.close()
+    for job in jobs:
+        shared_memory.remove_job(job)
+    while locks:
+        os.close(locks.pop())

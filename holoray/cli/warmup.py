@@ -1,0 +1,80 @@
+"""`holoray warmup`: a warm-up on Ray, followed from the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holoray.actors.warm_model import warm_up
+from holoray.cli.output import Output
+from holoray.errors import SourceError
+from holoray.pipelines.plan import Target, select
+from holoray.pipelines.sealed_store import SealedStore
+
+if TYPE_CHECKING:
+    from holoray.actors.coordinator import Generation
+    from holoray.actors.warm_model import WarmModel
+
+DEFAULT_QUALITIES = (0.99, 0.9995, 1.0)
+
+
+def run_warmup(
+    out: Output,
+    store: str,
+    *,
+    workers: int | None,
+    qualities: Sequence[float],
+    out_dir: Path | None,
+    address: str | None,
+    metrics_port: int | None,
+    expect: str | None,
+) -> dict[str, Any]:
+    """Warm up to the last quality; returns what `holoray warmup --json` prints."""
+    target = _model_file(out_dir)
+    seen: list[Generation] = []
+    qualities = qualities or DEFAULT_QUALITIES
+    sealed = SealedStore(store, expect)
+    planned = select(sealed.manifest, Target(quality=max(qualities)))
+    nbytes = sum(sealed.manifest.tensors[t].fragments[i].stored_bytes for t, i in planned)
+    with out.progress("warming up", nbytes) as advance:
+
+        def on_generation(model: WarmModel, generation: Generation) -> None:
+            if target is not None:
+                model.save(target)
+            before = seen[-1].bytes_read if seen else 0
+            seen.append(generation)
+            advance(generation.bytes_read - before, f"generation {generation.generation}: {generation.quality:.5f}")
+
+        with warm_up(
+            store,
+            workers=workers,
+            qualities=qualities,
+            address=address,
+            expect=expect,
+            metrics_port=metrics_port,
+            on_generation=on_generation,
+        ) as model:
+            last = model.wait(max(qualities))
+            generations = model.generations
+    return {
+        "root": sealed.root,
+        "tensors": len(sealed.manifest.tensors),
+        "fragments": len(planned),
+        "bytes_read": last.bytes_read,
+        "quality": last.quality,
+        "relative_error": last.relative_error,
+        "snr_db": last.snr_db,
+        "seconds": last.seconds,
+        "generations": [{k: g[k] for k in ("generation", "quality", "bytes_read", "seconds")} for g in generations],
+    }
+
+
+def _model_file(directory: Path | None) -> Path | None:
+    if directory is None:
+        return None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceError(f"cannot write to {directory}: {error.strerror}", hint="choose another --out") from None
+    return directory / "model.safetensors"

@@ -1,0 +1,242 @@
+"""Shared memory: reserved, shared, refined, carried over, swept."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import holoray
+from holoray.actors import shared_memory
+from holoray.actors.goals import Goal, goals
+from holoray.actors.messages import Slot
+from holoray.actors.segment import ALIGNMENT, Layout, NodeMemory, attach_weights, weights_layout
+from holoray.actors.shared_memory import Names, attach, create_or_attach, hold_lock, is_held, new_job, remove_job, sweep
+from holoray.errors import CapacityError, SourceError, WorkerLostError
+from holoray.pipelines.fragment_pipeline import FragmentPipeline
+from holoray.pipelines.plan import Unit
+from holoray.pipelines.sealed_store import SealedStore
+from holoray.tensor import Array
+
+
+@pytest.fixture
+def names() -> Iterator[Names]:
+    job = new_job()
+    yield Names(job, "node")
+    remove_job(job)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Array]:
+    rng = np.random.default_rng(0)
+    return {
+        "planes": (rng.standard_normal((1100, 1000)) * 0.02).astype(ml_dtypes.bfloat16),
+        "planes32": rng.standard_normal((600, 100)).astype(np.float32),
+        "spectral": rng.standard_normal((300, 200)).astype(np.float32),
+        "raw": rng.integers(0, 255, (3 << 20) + 7).astype(np.uint8),
+        "empty": np.zeros((0, 3), np.float32),
+        "scalar": np.array(3.5, np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def sealed(weights: dict[str, Array], tmp_path_factory: pytest.TempPathFactory) -> SealedStore:
+    path = tmp_path_factory.mktemp("segment") / "store"
+    holoray.encode(weights, path, patterns=["spectral=spectral"])
+    return holoray.open(path)
+
+
+class InPlace:
+    """A pipeline destination over a node's memory."""
+
+    def __init__(self, memory: NodeMemory) -> None:
+        self.open = memory.accumulator
+
+    def close(self, tensor: int) -> None:
+        pass
+
+
+def ingest(sealed: SealedStore, memory: NodeMemory, generation: int, work: tuple[Unit, ...]) -> None:
+    memory.make(generation)
+    for unit in work:
+        memory.prepare(unit)
+    FragmentPipeline(sealed.store, sealed.manifest, threads=1, finalize=False).run(work, InPlace(memory))
+
+
+def unchanged(goal: Goal) -> list[Slot]:
+    return sorted(set(goal.whole) - {(u.tensor, u.slot) for u in goal.new})
+
+
+def seal(sealed: SealedStore, memory: NodeMemory) -> None:
+    memory.seal(i for i, t in enumerate(sealed.manifest.tensors) if t.codec == "spectral")
+
+
+def assert_same(found: dict[str, Array], expected: dict[str, Array]) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        assert found[name].shape == array.shape
+        assert found[name].tobytes() == array.tobytes(), name
+
+
+def test_layout_is_aligned_and_disjoint() -> None:
+    layout = Layout.of([1, 0, 64, 65, 3])
+    assert all(r.start % ALIGNMENT == 0 for r in layout.ranges)
+    assert all(a.stop <= b.start for a, b in zip(layout.ranges, layout.ranges[1:], strict=False))
+    assert layout.nbytes == layout.ranges[-1].stop
+
+
+def test_segments_are_shared_and_read_only_for_consumers(names: Names) -> None:
+    first = create_or_attach(names.segment(1), 1000)
+    again = create_or_attach(names.segment(1), 1000)
+    reader = attach(names.segment(1), 1000)
+    assert not first.any()
+    first[7] = 42
+    assert again[7] == reader[7] == 42
+    assert not reader.flags.writeable
+    names.segment(1).unlink()
+    assert reader[7] == 42  # what is mapped stays
+
+
+def test_what_is_gone_or_of_another_size_is_refused(names: Names) -> None:
+    with pytest.raises(SourceError):
+        attach(names.segment(1), 10)
+    create_or_attach(names.segment(1), 10)
+    with pytest.raises(SourceError):
+        attach(names.segment(1), 11)
+
+
+def test_a_link_in_the_place_of_a_segment_is_not_followed(names: Names, tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"x" * 10)
+    names.segment(1).symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic links"):
+        attach(names.segment(1), 10)
+
+
+@contextmanager
+def file_size_limit(nbytes: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_no_room_is_a_capacity_error(names: Names) -> None:
+    with file_size_limit(1 << 16), pytest.raises(CapacityError, match="bytes are free") as caught:
+        create_or_attach(names.segment(1), 1 << 20)
+    assert "shm-size" in caught.value.hint
+    assert not [p for p in shared_memory.DIRECTORY.glob(f"holoray-{names.job}-*") if not p.name.endswith(".lock")]
+    assert create_or_attach(names.segment(1), 1 << 20).size == 1 << 20  # with room again
+
+
+def test_more_than_the_file_system_holds_is_a_capacity_error(names: Names) -> None:
+    with pytest.raises(CapacityError):
+        create_or_attach(names.segment(1), 1 << 50)
+
+
+def test_a_half_made_segment_of_a_dead_process_is_made_again(names: Names) -> None:
+    partial = names.segment(1).with_name(names.segment(1).name + ".partial")
+    partial.write_bytes(b"garbage")
+    assert not create_or_attach(names.segment(1), 100).any()
+    assert not partial.exists()
+
+
+def hold_in_child(path: Path) -> subprocess.Popen[str]:
+    code = "import sys, time; from holoray.actors.shared_memory import *; hold_lock(Path(sys.argv[1])); "
+    code += "print('held', flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    return child
+
+
+def test_the_lock_of_a_process_tells_whether_it_lives(names: Names) -> None:
+    path = names.lock("w0")
+    assert not is_held(path)
+    child = hold_in_child(path)
+    try:
+        assert is_held(path)
+        with pytest.raises(WorkerLostError):
+            shared_memory.await_gone(path, timeout_s=0.05)
+    finally:
+        child.kill()
+        shared_memory.await_gone(path)
+        child.communicate()
+    assert not is_held(path)
+
+
+def test_sweep_removes_dead_jobs_and_only_those() -> None:
+    dead, alive = Names(new_job(), "n"), Names(new_job(), "n")
+    for job in (dead, alive):
+        create_or_attach(job.segment(1), 10)
+    lock = hold_lock(alive.lock("driver"))
+    os.close(hold_lock(dead.lock("driver")))
+    try:
+        swept = sweep()
+        assert dead.job in swept
+        assert alive.job not in swept
+        assert alive.segment(1).exists()
+        assert not dead.segment(1).exists()
+    finally:
+        os.close(lock)
+        remove_job(alive.job)
+    assert not list(shared_memory.DIRECTORY.glob(f"holoray-{alive.job}-*"))
+
+
+def test_refining_generation_after_generation(
+    names: Names, sealed: SealedStore, weights: dict[str, Array], tmp_path: Path
+) -> None:
+    memory = NodeMemory(sealed.manifest, names)
+    reference = holoray.open(sealed.store)
+    for number, goal in enumerate(goals(sealed.manifest, (0.5, 0.9, 0.99, 0.999, 1.0)), start=1):
+        ingest(sealed, memory, number, goal.new)
+        for slot in unchanged(goal):
+            memory.carry(slot)
+        seal(sealed, memory)
+        found = attach_weights(sealed.manifest, names, number)
+        assert_same(found, reference.load(quality=goal.quality))
+        memory.retire(number - 1)
+    for name in weights.keys() - {"spectral"}:
+        assert found[name].tobytes() == weights[name].tobytes()
+    assert not found["planes"].flags.writeable
+
+
+def test_a_slot_done_again_is_overwritten_wholly(names: Names, sealed: SealedStore) -> None:
+    first, last = goals(sealed.manifest, (0.9, 1.0))
+    ingest(sealed, NodeMemory(sealed.manifest, names), 1, first.new)
+    spoiler = create_or_attach(names.segment(2), weights_layout(sealed.manifest).nbytes)
+    spoiler[:] = 0xA5  # what a killed worker might leave
+    memory = NodeMemory(sealed.manifest, names)
+    ingest(sealed, memory, 2, last.new)
+    ingest(sealed, memory, 2, last.new)  # in the same process, too
+    for slot in unchanged(last):
+        memory.carry(slot)
+    seal(sealed, memory)
+    assert_same(attach_weights(sealed.manifest, names, 2), sealed.load())
+
+
+def test_slots_travel_between_nodes(names: Names, sealed: SealedStore) -> None:
+    (goal,) = goals(sealed.manifest, (1.0,))
+    here = NodeMemory(sealed.manifest, names)
+    there = NodeMemory(sealed.manifest, Names(names.job, "other"))
+    ingest(sealed, here, 1, goal.new[::2])
+    ingest(sealed, there, 1, goal.new[1::2])
+    slots = [(u.tensor, u.slot) for u in goal.new[1::2]]
+    here.write(slots, there.read(slots))
+    here.write(slots, there.read(slots))
+    seal(sealed, here)
+    assert_same(attach_weights(sealed.manifest, names, 1), sealed.load())
+    with pytest.raises(SourceError):
+        here.write(slots, there.read(slots)[:-1])
+    with pytest.raises(SourceError):
+        here.write(slots[:-1], there.read(slots))
