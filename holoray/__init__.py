@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from holoray.manifest import Manifest as Manifest
     from holoray.pipelines.encode import EncodeReport as EncodeReport
     from holoray.pipelines.sealed_store import SealedStore as SealedStore
+    from holoray.pipelines.plan import Target as Target
     from holoray.pipelines.tensor_codec import TensorDecoder as TensorDecoder
     from holoray.pipelines.tensor_codec import encode_tensor as encode_tensor
     from holoray.stores import LocalStore as LocalStore
@@ -59,6 +60,7 @@ _HOMES: Final = {
     "SealedStore": "pipelines.sealed_store",
     "SourceError": "errors",
     "Store": "stores",
+    "Target": "pipelines.plan",
     "TensorDecoder": "pipelines.tensor_codec",
     "TensorEntry": "fragment",
     "TensorSpec": "tensor",

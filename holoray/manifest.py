@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -143,6 +144,19 @@ def _to_arrow(manifest: Manifest) -> bytes:
 _FRAGMENT_FIELDS: Final = tuple(f.name for f in fields(FragmentEntry))
 
 
+_MALFORMED: Final = (
+    pa.ArrowException,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
 def read_manifest(encoded: bytes) -> Manifest:
     """Parse and check a manifest; every later stage may trust what this returns.
 
@@ -156,12 +170,12 @@ def read_manifest(encoded: bytes) -> Manifest:
             tensors=tuple(_tensor_entry(row) for row in rows),
             files=tuple(_file_entry(row) for row in header["files"]),
             options=_object(header["options"]),
-            metadata={str(k): str(v) for k, v in _object(header["metadata"]).items()},
+            metadata={_text(k): _text(v) for k, v in _object(header["metadata"]).items()},
         )
         _check(manifest)
     except HolorayError:
         raise
-    except (pa.ArrowException, ValueError, LookupError, TypeError, OSError, MemoryError, ArithmeticError) as error:
+    except _MALFORMED as error:
         raise FormatError(f"the manifest is malformed: {type(error).__name__}: {error}") from None
     except RecursionError:
         raise FormatError("the manifest nests too deeply") from None
@@ -174,7 +188,7 @@ def _parse_arrow(encoded: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if reader.num_record_batches != 1 or not reader.schema.equals(SCHEMA, check_metadata=False):
             raise FormatError("the manifest does not have holoray's schema", hint="was it written by a newer version?")
         text = (reader.schema.metadata or {}).get(_METADATA_KEY, b"")
-        batch = reader.get_batch(0)
+    batch = _read_batch(encoded)
     batch.validate(full=True)  # Arrow trusts offsets of IPC files; unchecked ones crash the process
     header = _object(json.loads(text))
     if header.get("format") != FORMAT:
@@ -182,6 +196,43 @@ def _parse_arrow(encoded: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if any(column.null_count for column in batch.columns):
         raise FormatError("the manifest has null values")
     return header, batch.to_pylist()
+
+
+def _read_batch(encoded: bytes) -> pa.RecordBatch:
+    """The only record batch. Not read through the file reader, which would decompress a body: a bomb of 50 KB."""
+    stream = pa.BufferReader(encoded)
+    stream.seek(len(b"ARROW1\0\0"))
+    pa.ipc.read_message(stream)  # the schema
+    message = pa.ipc.read_message(stream)
+    if message.type != "record batch" or _is_compressed(memoryview(message.metadata)):
+        raise FormatError("the manifest is not one plain Arrow record batch")
+    return pa.ipc.read_record_batch(message, SCHEMA)
+
+
+def _is_compressed(metadata: memoryview) -> bool:
+    """Whether a record batch message has the field `compression` (Message.fbs: 2 is `header`, there 3)."""
+    (root,) = struct.unpack_from("<I", metadata)
+    header = _flatbuffer_field(metadata, root, 2)
+    if header is None:
+        raise FormatError("the manifest has a record batch without a header")
+    (distance,) = struct.unpack_from("<I", metadata, header)
+    return _flatbuffer_field(metadata, header + distance, 3) is not None
+
+
+def _flatbuffer_field(data: memoryview, table: int, number: int) -> int | None:
+    """Where a field of a flatbuffer table lies, None if the table does not have it."""
+    vtable = table - struct.unpack_from("<i", data, table)[0]
+    (size,) = struct.unpack_from("<H", data, vtable)
+    if 4 + 2 * number >= size:
+        return None
+    (offset,) = struct.unpack_from("<H", data, vtable + 4 + 2 * number)
+    return table + offset if offset else None
+
+
+def _text(value: Any) -> str:
+    text = str(value)
+    text.encode()  # a lone surrogate, which JSON can spell, could not be written to a checkpoint
+    return text
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -221,6 +272,9 @@ def _check(manifest: Manifest) -> None:
         raise FormatError("the manifest lists a tensor twice")
     for codec, tensor in zip(manifest.codecs, manifest.tensors, strict=True):
         _check_tensor(codec, tensor, sizes)
+    # Not the sum: books that add up to it must not overflow on the way there, whatever the signs.
+    if not math.isfinite(math.fsum(abs(f.gain) for t in manifest.tensors for f in (*t.fragments,)) + 0.0):
+        raise FormatError("the gains of the manifest overflow")
     _check_ranges(manifest.tensors)
     _check_order(manifest.tensors)
 

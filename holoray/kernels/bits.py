@@ -41,10 +41,11 @@ _carray: Final[Any] = vars(numba)["carray"]  # exported, but not to type checker
 
 
 def _instruction(result: Any, arguments: tuple[Any, ...], emit: Callable[..., Any]) -> Any:
-    """An intrinsic of that signature; `emit(builder, *values)` gives its LLVM value."""
+    """An intrinsic of that signature; `emit(builder, *values)` gives its LLVM value, or None where it has none."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return emit(builder, *values)
+        value = emit(builder, *values)
+        return context.get_dummy_value() if value is None else value
 
     # numba asks for as many parameters as the intrinsic has.
     if len(arguments) == 1:
@@ -85,6 +86,16 @@ def _load(dtype: Any) -> Any:
     return _instruction(dtype, (types.int64,), emit)
 
 
+def _store(dtype: Any) -> Any:
+    """An intrinsic that stores a little-endian unsigned integer at an address (int64) without alignment."""
+
+    def emit(builder: Any, address: Any, value: Any) -> None:
+        stored = builder.store(value, builder.inttoptr(address, ir.IntType(dtype.bitwidth).as_pointer()))
+        stored.align = 1
+
+    return _instruction(types.void, (types.int64, dtype), emit)
+
+
 def _pointer(dtype: Any) -> Any:
     """An intrinsic that makes a typed pointer of an address (int64)."""
 
@@ -112,6 +123,8 @@ bits_float: Final = _instruction(
 load_u8: Final = _load(types.uint8)
 load_u16: Final = _load(types.uint16)
 load_u64: Final = _load(types.uint64)
+store_u8: Final = _store(types.uint8)
+store_u64: Final = _store(types.uint64)
 _pointer_u8: Final = _pointer(types.uint8)
 _pointer_u16: Final = _pointer(types.uint16)
 _pointer_u64: Final = _pointer(types.uint64)
@@ -191,12 +204,24 @@ def array_at(address: Any, count: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
+def address_of(array: Any) -> Any:
+    """Where an array's elements begin (int64)."""
+    return np.int64(array.ctypes.data)
+
+
+@njit(nogil=True, cache=True)
 def unowned_rows(array: Any) -> Any:
     """The same uint64[rows, 64] without an owner: slices of it cost no atomic reference counts."""
-    return _carray(_pointer_u64(np.int64(array.ctypes.data)), array.shape, np.uint64)
+    return _carray(_pointer_u64(address_of(array)), array.shape, np.uint64)
 
 
 @njit(nogil=True, cache=True)
 def unowned(array: Any) -> Any:
     """The same uint16[n] without an owner."""
-    return _carray(_pointer_u16(np.int64(array.ctypes.data)), array.shape, np.uint16)
+    return _carray(_pointer_u16(address_of(array)), array.shape, np.uint16)
+
+
+@njit(nogil=True, cache=True)
+def words_from(rows: Any, first: int, count: int) -> Any:
+    """uint16[256 * count]: `count` rows of a uint64[n, 64] from `first` on, without an owner."""
+    return _carray(_pointer_u16(address_of(rows) + 512 * first), (256 * count,), np.uint16)

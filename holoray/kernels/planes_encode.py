@@ -93,7 +93,8 @@ class _Run:
         count, groups = bits.size, lay.groups(bits.size)
         stream_bytes = groups * lay.PLANE_BYTES + SLACK
         self.digits = codec.top - codec.tail_cut
-        self.planes = np.empty((self.digits + lay.HALF_PLANES, groups, 64), np.uint64)
+        self.groups = groups
+        self.planes = np.empty(((self.digits + lay.HALF_PLANES) * groups, 64), np.uint64)
         self.signs = np.zeros((lay.TAIL, stream_bytes), np.uint8)
         self.tail = np.zeros((lay.TAIL_PLANES, stream_bytes), np.uint8)
         self.records = np.zeros(count * lay.RECORD_BITS // 8 + SLACK, np.uint8)
@@ -126,7 +127,7 @@ class _Run:
         """The raw bytes of a section."""
         totals = self.starts[:, -1]
         if place < lay.SIGNS:
-            return self.planes[place - lay.PLANE]
+            return self._plane(place - lay.PLANE)
         if place < lay.OUTLIER_PLACES:
             layer = place - lay.SIGNS
             return self.signs[layer, : _bytes(totals[lay.STREAM_SIGNS[layer]])]
@@ -140,8 +141,11 @@ class _Run:
         if place == lay.ESCAPES:
             return self.entries[0, : totals[lay.STREAM_ESCAPES]]
         if place < lay.LOW_BITS:
-            return self.planes[self.digits + place - lay.HALF_PLANE]
+            return self._plane(self.digits + place - lay.HALF_PLANE)
         return self.bits.astype(np.uint16)
+
+    def _plane(self, plane: int) -> npt.NDArray[np.uint64]:
+        return self.planes[plane * self.groups : (plane + 1) * self.groups]
 
 
 def _bytes(bits: Any) -> int:

@@ -14,9 +14,9 @@ from numba import njit
 from holoray.codecs import planes_layout as lay
 from holoray.kernels import planes_streams as streams
 from holoray.kernels import planes_words as words
-from holoray.kernels.bits import array_at
+from holoray.kernels.bits import array_at, words_from
 from holoray.kernels.planes_streams import deposit_stream, load_plane
-from holoray.kernels.planes_words import DIGITS, MASK, NEGATIVE, RANKS, REACHED, SIGNIFICANT, ZEROS, U
+from holoray.kernels.planes_words import DIGITS, MASK, NEGATIVE, RANKS, REACHED, SIGNIFICANT, ZEROS, clear
 
 BF16: Final = 0
 F16: Final = 1
@@ -64,7 +64,7 @@ def signs(
 ) -> None:
     """NEGATIVE = the signs of the weights that become significant in layers held..layers-1 (REACHED must be set)."""
     negative = work[NEGATIVE]
-    negative[:] = U(0)
+    clear(negative)
     for layer in range(held, layers):
         upper = work[REACHED + layer_end(layer, top, tail_cut) - 1]
         lower = work[REACHED + layer_end(layer - 1, top, tail_cut) - 1] if layer else work[ZEROS]
@@ -97,7 +97,7 @@ def convert(
     else:
         exponent = -layers if layers < lay.TAIL else tail_cut
     at = words.planes_to_words(work, planes)
-    digits = work[at : at + 16].reshape(-1).view(np.uint16)
+    digits = words_from(work, at, 16)
     negative = work[NEGATIVE].view(np.uint16)
     if tail:
         words.digits_to_values(digits, negative, values, threshold + exponent, False)
@@ -128,7 +128,7 @@ def _take_tail(
     hardware: bool,
 ) -> None:
     section, stream = lay.TAIL_BITS + r - 1, lay.STREAM_TAIL + r - 1
-    row[:] = U(0)
+    clear(row)
     positions[stream] = deposit_stream(
         addresses[section], lengths[section], positions[stream], upper, lower, row, work, hardware
     )
@@ -152,7 +152,7 @@ def refine_group(
     """Add the planes of layers held..layers-1 (at most 5) to the words of a group."""
     begin, end = layer_end(held - 1, top, tail_cut), layer_end(layers - 1, top, tail_cut)
     before = work[REACHED + begin - 1]
-    words.significant_plane(values.view(np.uint64).reshape(16, 64), before)
+    words.significant_plane(values.view(np.uint64), before)
     for p in range(begin, end):
         row, reached = work[DIGITS + p], work[REACHED + p]
         load_plane(addresses[lay.PLANE + p] + group * lay.PLANE_BYTES, row)
@@ -178,8 +178,7 @@ def complete_group(
     hardware: bool,
 ) -> None:
     """Add the tail's digits to the words of a group that holds layers 0 to 4; marks SIGNIFICANT."""
-    classes = work[words.WORDS : words.WORDS + 16]
-    words.known_digits(values, classes.reshape(-1).view(np.uint16), threshold, top, tail_cut)
+    words.known_digits(values, words_from(work, words.WORDS, 16), threshold, top, tail_cut)
     words.words_to_planes(work, words.WORDS, 4)
     significant, known = work[SIGNIFICANT], work[DIGITS + 3]
     for i in range(64):
@@ -189,9 +188,12 @@ def complete_group(
         words.tail_mask(work, r)
         row = work[REACHED + lay.TAIL_PLANES - r]
         _take_tail(r, addresses, lengths, positions, work[MASK], work[ZEROS], row, work, hardware)
-    work[DIGITS : DIGITS + lay.TAIL_PLANES] = work[REACHED : REACHED + lay.TAIL_PLANES]
+    for b in range(lay.TAIL_PLANES):
+        source, target = work[REACHED + b], work[DIGITS + b]
+        for i in range(64):
+            target[i] = source[i]
     at = words.planes_to_words(work, lay.TAIL_PLANES)
-    words.complete(values, work[at : at + 16].reshape(-1).view(np.uint16), threshold, top, tail_cut)
+    words.complete(values, words_from(work, at, 16), threshold, top, tail_cut)
 
 
 @njit(nogil=True, cache=True)
@@ -201,7 +203,7 @@ def add_lows(group: int, addresses: Any, lows: Any, work: Any) -> None:
         row = work[DIGITS + lay.HALF_PLANES - 1 - p]
         load_plane(addresses[lay.HALF_PLANE + p] + group * lay.PLANE_BYTES, row)
     at = words.planes_to_words(work, lay.HALF_PLANES)
-    bits = work[at : at + 16].reshape(-1).view(np.uint16)
+    bits = words_from(work, at, 16)
     for k in range(lay.GROUP):
         lows[k] |= np.uint16(bits[k] & np.uint16(7))
 
@@ -215,7 +217,7 @@ def records(
         padding = work[SIGNIFICANT].view(np.uint16)
         for k in range(size, lay.GROUP):
             padding[k & 255] |= np.uint16(1 << (k >> 8))
-    ranks = work[RANKS : RANKS + 17].reshape(-1).view(np.uint16)
+    ranks = words_from(work, RANKS, 17)
     count = streams.ranks_below(work, ranks)
     return streams.read_records(values, ranks, count, addresses, lengths, positions, exponent, kind == F16)
 
@@ -256,7 +258,7 @@ def store(values: Any, out: Any, start: int, size: int, kind: int, low: bool, ad
 @njit(nogil=True, cache=True)
 def _low_bits(address: int, size: int, work: Any) -> Any:
     """`size` <= 4096 low halves copied from an unaligned address (uint16[4352])."""
-    target = work[RANKS : RANKS + 17].reshape(-1).view(np.uint8)
+    target = words_from(work, RANKS, 17).view(np.uint8)
     source = array_at(address, 2 * size)
     for i in range(2 * size):
         target[i] = source[i]

@@ -9,19 +9,31 @@ from numba import njit
 
 from holoray.codecs import planes_layout as lay
 from holoray.kernels import planes_words as words
-from holoray.kernels.bits import bits_float, hardware_extract, popcount, table_extract
+from holoray.kernels.bits import (
+    address_of,
+    bits_float,
+    hardware_extract,
+    load_u64,
+    popcount,
+    store_u8,
+    store_u64,
+    table_extract,
+    unowned_rows,
+    words_from,
+)
 from holoray.kernels.planes_groups import F16, F32, layer_end
 from holoray.kernels.planes_streams import ranks_below
 from holoray.kernels.planes_words import (
     DIGITS,
     LOWS,
-    MASK,
     RANKS,
     REACHED,
     SIGNIFICANT,
     VALUES,
     WORDS,
+    ZEROS,
     U,
+    clear,
 )
 
 ERRORS: Final = 7
@@ -76,16 +88,18 @@ def encode_run(
 ) -> None:
     """Encode a run of `bits` (uint16, or uint32 for F32), whose true values are `values` (float32).
 
-    Writes rows into `planes` (uint64[top - tail_cut (+ 3 for F16), groups, 64]), bits into `signs` (uint8[5, bytes]),
+    Writes rows into `planes` (uint64[(top - tail_cut + 3) * groups, 64]), bits into `signs` (uint8[5, bytes]),
     `tail` (uint8[7, bytes]) and `records` (uint8), which must be zero, entries into the others, and the offset rows
     (int64[STREAMS, blocks + 1]). `errors` (float64[ERRORS, LANES]) takes sums of squares, by lane.
     """
     count = bits.size
+    work, planes = unowned_rows(work), unowned_rows(planes)
+    clear(work[ZEROS])
     positions = np.zeros(lay.STREAMS, np.int64)
-    group_bits = work[VALUES : VALUES + 16].reshape(-1).view(np.uint16)
-    digits = work[WORDS : WORDS + 16].reshape(-1).view(np.uint16)
-    lows = work[_TAIL_ROWS : _TAIL_ROWS + 16].reshape(-1).view(np.uint16)
-    ranks = work[RANKS : RANKS + 17].reshape(-1).view(np.uint16)
+    group_bits = words_from(work, VALUES, 16)
+    digits = words_from(work, WORDS, 16)
+    lows = words_from(work, _TAIL_ROWS, 16)
+    ranks = words_from(work, RANKS, 17)
     fields = np.zeros(_GROUP, np.uint16)
     true = np.zeros(_GROUP, np.float32)
     groups = (count + _GROUP - 1) // _GROUP
@@ -99,16 +113,16 @@ def encode_run(
         _split(fields, threshold, top, tail_cut, digits, lows)
         _measure(fields, digits, lows, true, kind, threshold, top, tail_cut, errors)
         words.words_to_planes(work, WORDS, 16)
-        _digit_planes(work, top - tail_cut, planes, group)
+        _digit_planes(work, top - tail_cut, planes, group, groups)
         words.words_to_planes(work, _TAIL_ROWS, 16)
-        _pack_signs(work, top, tail_cut, signs, positions, hardware)
-        _pack_tail(work, top - tail_cut, tail, positions, hardware)
+        _pack_signs(work, top, tail_cut, address_of(signs), signs.shape[1], positions, hardware)
+        _pack_tail(work, top - tail_cut, address_of(tail), tail.shape[1], positions, hardware)
         _pack_outliers(work, group, group_bits, outlier_places, outlier_values, positions)
         _pack_records(
             work, size, group_bits, fields, threshold + tail_cut - 1, ranks, records, escapes, positions, kind
         )
         if kind == F16:
-            _half_planes(work, group_bits, fields, threshold + top, planes, top - tail_cut, group)
+            _half_planes(work, group_bits, fields, threshold + top, planes, top - tail_cut, group, groups)
     for stream in range(lay.STREAMS):
         offsets[stream, offsets.shape[1] - 1] = positions[stream]
 
@@ -201,10 +215,10 @@ def _measure(
 
 
 @njit(nogil=True, cache=True)
-def _digit_planes(work: Any, count: int, planes: Any, group: int) -> None:
+def _digit_planes(work: Any, count: int, planes: Any, group: int, groups: int) -> None:
     """Store the digit planes of a group and mark in REACHED what is significant by each."""
     for p in range(count):
-        row, target, reached = work[DIGITS + count - 1 - p], planes[p, group], work[REACHED + p]
+        row, target, reached = work[DIGITS + count - 1 - p], planes[p * groups + group], work[REACHED + p]
         for i in range(64):
             target[i] = row[i]
         if p == 0:
@@ -220,52 +234,44 @@ def _digit_planes(work: Any, count: int, planes: Any, group: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _extract_stream(row: Any, mask: Any, stream: Any, position: int, hardware: bool) -> Any:
-    """Append the bits of `row` at `mask` to a stream (uint8, zero from `position` on); returns the new position."""
+def _extract_stream(row: Any, upper: Any, lower: Any, address: int, position: int, hardware: bool) -> Any:
+    """Append the bits of `row` at `upper & ~lower` to a stream that is zero from there on; returns the new position."""
     for i in range(64):
-        wanted = mask[i]
+        wanted = upper[i] & ~lower[i]
         if hardware:
             bits = hardware_extract(row[i], wanted)
         else:
             bits = table_extract(row[i], wanted)
-        at, shift = position >> 3, U(position & 7)
-        window = stream[at : at + 16].view(np.uint64)
-        window[0] |= bits << shift
-        window[1] |= (bits >> U(1)) >> (U(63) - shift)
+        at, shift = address + (position >> 3), U(position & 7)
+        store_u64(at, load_u64(at) | (bits << shift))
+        store_u8(at + 8, np.uint8((bits >> U(1)) >> (U(63) - shift)))
         position += popcount(wanted)
     return position
 
 
 @njit(nogil=True, cache=True)
-def _pack_signs(work: Any, top: int, tail_cut: int, signs: Any, positions: Any, hardware: bool) -> None:
-    mask, row = work[MASK], work[DIGITS + _SIGN]
+def _pack_signs(work: Any, top: int, tail_cut: int, signs: int, stride: int, positions: Any, hardware: bool) -> None:
+    """Append the signs of a group to the five streams that lie `stride` bytes apart from address `signs` on."""
     for layer in range(lay.TAIL):
         upper = work[REACHED + layer_end(layer, top, tail_cut) - 1]
-        if layer == 0:
-            for i in range(64):
-                mask[i] = upper[i]
-        else:
-            lower = work[REACHED + layer_end(layer - 1, top, tail_cut) - 1]
-            for i in range(64):
-                mask[i] = upper[i] & ~lower[i]
+        lower = work[REACHED + layer_end(layer - 1, top, tail_cut) - 1] if layer else work[ZEROS]
         stream = layer + 1 if layer else 0
-        positions[stream] = _extract_stream(row, mask, signs[layer], positions[stream], hardware)
+        positions[stream] = _extract_stream(
+            work[DIGITS + _SIGN], upper, lower, signs + layer * stride, positions[stream], hardware
+        )
 
 
 @njit(nogil=True, cache=True)
-def _pack_tail(work: Any, planes: int, tail: Any, positions: Any, hardware: bool) -> None:
-    mask, significant = work[MASK], work[SIGNIFICANT]
+def _pack_tail(work: Any, planes: int, tail: int, stride: int, positions: Any, hardware: bool) -> None:
+    """Append the digits below the tail cut to the seven streams that lie `stride` bytes apart from `tail` on."""
     for r in range(1, lay.TAIL_PLANES + 1):
         known = planes - 9 + r
-        for i in range(64):
-            mask[i] = significant[i]
-        if known >= 0:
-            finished = work[REACHED + known]
-            for i in range(64):
-                mask[i] &= ~finished[i]
+        finished = work[REACHED + known] if known >= 0 else work[ZEROS]
         stream = lay.STREAM_TAIL + r - 1
         row = work[DIGITS + lay.TAIL_PLANES - r]
-        positions[stream] = _extract_stream(row, mask, tail[r - 1], positions[stream], hardware)
+        positions[stream] = _extract_stream(
+            row, work[SIGNIFICANT], finished, tail + (r - 1) * stride, positions[stream], hardware
+        )
 
 
 @njit(nogil=True, cache=True)
@@ -326,14 +332,16 @@ def _pack_records(
 
 
 @njit(nogil=True, cache=True)
-def _half_planes(work: Any, group_bits: Any, fields: Any, limit: int, planes: Any, first: int, group: int) -> None:
+def _half_planes(
+    work: Any, group_bits: Any, fields: Any, limit: int, planes: Any, first: int, group: int, groups: int
+) -> None:
     """Store the three low mantissa bits of float16 words as planes first..first+2, zeros for outliers and escapes."""
-    lows = work[WORDS : WORDS + 16].reshape(-1).view(np.uint16)
+    lows = words_from(work, WORDS, 16)
     for k in range(_GROUP):
         field = (fields[k] >> 7) & 255
         lows[k] = np.uint16(group_bits[k] & 7) if 0 < field < limit else np.uint16(0)
     words.words_to_planes(work, WORDS, 4)
     for p in range(lay.HALF_PLANES):
-        row, target = work[DIGITS + lay.HALF_PLANES - 1 - p], planes[first + p, group]
+        row, target = work[DIGITS + lay.HALF_PLANES - 1 - p], planes[(first + p) * groups + group]
         for i in range(64):
             target[i] = row[i]

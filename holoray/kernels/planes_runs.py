@@ -15,9 +15,9 @@ from holoray.codecs import planes_layout as lay
 from holoray.kernels import planes_groups as groups
 from holoray.kernels import planes_streams as streams
 from holoray.kernels import planes_words as words
-from holoray.kernels.bits import unowned, unowned_rows
+from holoray.kernels.bits import unowned, unowned_rows, words_from
 from holoray.kernels.planes_groups import BF16, F16, F32
-from holoray.kernels.planes_words import LOWS, VALUES, ZEROS, U
+from holoray.kernels.planes_words import LOWS, VALUES, ZEROS, clear
 
 FUSED_PLANES: Final = 16 - lay.TAIL_PLANES
 """With so many planes or fewer the digits of the tail fit into the same word: one pass from scratch."""
@@ -58,9 +58,9 @@ def decode_run(
     """
     positions = np.zeros(lay.STREAMS, np.int64)
     out, work = unowned(out), unowned_rows(work)
-    work[ZEROS] = U(0)
-    temporary = work[VALUES : VALUES + 16].reshape(-1).view(np.uint16)
-    lows = work[LOWS : LOWS + 16].reshape(-1).view(np.uint16)
+    clear(work[ZEROS])
+    temporary = words_from(work, VALUES, 16)
+    lows = words_from(work, LOWS, 16)
     blocks = (count + lay.BLOCK - 1) // lay.BLOCK
     end = stream_end(layers)
     for block in range(blocks):
@@ -79,7 +79,8 @@ def decode_run(
             groups.signs(0, min(layers, lay.TAIL), top, tail_cut, addresses, lengths, positions, work, hardware)
             groups.convert(values, layers, threshold, top, tail_cut, addresses, lengths, positions, work, hardware)
             if kind == F16:
-                lows[:] = np.uint16(0)
+                for k in range(_GROUP):
+                    lows[k] = np.uint16(0)
                 if layers > lay.TAIL:
                     groups.add_lows(group, addresses, lows, work)
                 words.halves_from_words(values, lows)
@@ -116,9 +117,9 @@ def refine_run(
     """Add layers held..layers-1 to a run that holds layers 0..held-1 (held >= 1); the rest as `decode_run`."""
     positions = np.zeros(lay.STREAMS, np.int64)
     out, work = unowned(out), unowned_rows(work)
-    work[ZEROS] = U(0)
-    temporary = work[VALUES : VALUES + 16].reshape(-1)
-    lows = work[LOWS : LOWS + 16].reshape(-1).view(np.uint16)
+    clear(work[ZEROS])
+    temporary = words_from(work, VALUES, 16)
+    lows = words_from(work, LOWS, 16)
     blocks = (count + lay.BLOCK - 1) // lay.BLOCK
     begin, end = stream_end(held), stream_end(layers)
     planes_end = min(layers, lay.TAIL)
@@ -135,7 +136,7 @@ def refine_run(
             start = group * _GROUP
             size = min(_GROUP, count - start)
             direct = kind == BF16 and size == _GROUP
-            values = temporary.view(np.uint16)
+            values = temporary
             if direct:
                 values = out[start : start + _GROUP]
             else:

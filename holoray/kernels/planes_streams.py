@@ -13,6 +13,7 @@ from numba import njit
 
 from holoray.codecs import planes_layout as lay
 from holoray.kernels.bits import (
+    address_of,
     array_at,
     hardware_deposit,
     load_u8,
@@ -21,6 +22,7 @@ from holoray.kernels.bits import (
     popcount,
     table_deposit,
     trailing_zeros,
+    words_from,
 )
 from holoray.kernels.planes_words import HALF_BIAS, SIGNIFICANT, SPARE, U
 
@@ -75,13 +77,14 @@ def _peek(address: int, bit: int) -> Any:
 @njit(nogil=True, cache=True)
 def _copy_end(address: int, nbytes: int, skip: int, work: Any) -> Any:
     """Copy what a section has from byte `skip` on in front of zeros, and give the address of that."""
-    spare = work[SPARE : SPARE + 3].reshape(-1).view(np.uint8)
-    spare[:] = np.uint8(0)
+    spare = words_from(work, SPARE, 3).view(np.uint8)
+    for i in range(1536):
+        spare[i] = np.uint8(0)
     left = min(max(nbytes - skip, 0), READ_AHEAD_BITS // 8 + 1)
     source = array_at(address + skip, left)
     for i in range(left):
         spare[i] = source[i]
-    return np.int64(spare.ctypes.data)
+    return address_of(spare)
 
 
 @njit(nogil=True, cache=True)

@@ -49,6 +49,13 @@ HALF_BIAS: Final = 112 << 7
 
 
 @njit(nogil=True, cache=True)
+def clear(row: Any) -> None:
+    """Make a row zero (plain loops compile in a fraction of the time that slices take)."""
+    for i in range(64):
+        row[i] = U(0)
+
+
+@njit(nogil=True, cache=True)
 def _exchange(a: Any, b: Any, shift: Any, keep: Any) -> None:
     """Exchange the bits of `a` that lie `shift` above `keep` with the bits of `b` at `keep`."""
     for i in range(64):
@@ -113,7 +120,7 @@ def planes_to_words(work: Any, planes: int) -> int:
     """Turn `planes` rows from DIGITS on (least significant first) into words; returns the row where they begin."""
     size = matrix_size(planes)
     for b in range(planes, size):
-        work[DIGITS + b] = U(0)
+        clear(work[DIGITS + b])
     transpose(work, DIGITS, size)
     if size == 16:
         return DIGITS
@@ -132,13 +139,16 @@ def words_to_planes(work: Any, words: int, size: int) -> None:
     if size < 16:
         for b in range(size):
             target = work[DIGITS + b]
-            target[:] = U(0)
+            clear(target)
             for j in range(b, 16, size):
                 source = work[words + j]
                 for i in range(64):
                     target[i] |= source[i] << U(j - b)
     elif words != DIGITS:
-        work[DIGITS : DIGITS + 16] = work[words : words + 16]
+        for b in range(16):
+            source, target = work[words + b], work[DIGITS + b]
+            for i in range(64):
+                target[i] = source[i]
     transpose(work, DIGITS, size)
 
 
@@ -172,11 +182,11 @@ def digits_to_values(digits: Any, negative: Any, values: Any, exponent: int, fil
 
 @njit(nogil=True, cache=True)
 def significant_plane(values: Any, plane: Any) -> None:
-    """Mark in `plane` (uint64[64]) the words that are not zero (`values` is uint64[16, 64])."""
+    """Mark in `plane` (uint64[64]) the words that are not zero (`values` is uint64[1024])."""
     low, high = U(0x7FFF7FFF7FFF7FFF), U(0x8000800080008000)
-    plane[:] = U(0)
+    clear(plane)
     for j in range(16):
-        row, shift = values[j], U(15 - j)
+        row, shift = values[64 * j : 64 * (j + 1)], U(15 - j)
         for i in range(64):
             plane[i] |= ((((row[i] & low) + low) | row[i]) & high) >> shift
 

@@ -25,7 +25,10 @@ _MAX_SHIFTS_TRIED = 64
 
 
 class SpectralEncoder(Encoder):
-    """Transforms in the constructor; one part (cutting the raster into fragments is cheap)."""
+    """Transforms in the constructor; one part (cutting the raster into fragments is cheap).
+
+    `coefficients`: float32, raster order, padded with zeros to whole strips.
+    """
 
     parts = 1
 
@@ -38,11 +41,11 @@ class SpectralEncoder(Encoder):
         if exponent:
             weights = np.ldexp(weights, -exponent)
         deal = Deal(spec.size, options.fragments, options.seed)
-        self._coefficients = np.zeros(deal.strips * deal.strip, np.float32)
-        raster = self._coefficients[: spec.size].reshape(weights.shape)
+        self.coefficients = np.zeros(deal.strips * deal.strip, np.float32)
+        raster = self.coefficients[: spec.size].reshape(weights.shape)
         for tile in tiles(weights.shape, options.tile):
             raster[tile] = scipy.fft.dctn(weights[tile], type=2, norm="ortho")
-        shifts = _balanced_shifts(self._coefficients, deal)
+        shifts = _balanced_shifts(self.coefficients, deal)
         self.codec = SpectralCodec(
             fragments=options.fragments,
             seed=options.seed,
@@ -58,7 +61,7 @@ class SpectralEncoder(Encoder):
     def _fragment(self, index: int) -> EncodedFragment:
         deal = Deal(self.spec.size, self.options.fragments, self.options.seed)
         assert isinstance(self.codec, SpectralCodec)
-        values = self._coefficients[deal.places(self.codec.group_shifts, index)]
+        values = self.coefficients[deal.places(self.codec.group_shifts, index)]
         wide = values.astype(np.float64)
         gain = float(np.ldexp(np.dot(wide, wide), 2 * self.codec.exponent))
         name, payload = compress(self.options.compression, values.view(np.uint8))
@@ -66,7 +69,7 @@ class SpectralEncoder(Encoder):
 
     def _measure_residual(self) -> float:
         out = np.zeros(self.spec.shape, self.spec.numpy_dtype)
-        SpectralAccumulator(self.spec, self.codec, out, self._coefficients.view(np.uint8)).finalize()
+        SpectralAccumulator(self.spec, self.codec, out, self.coefficients.view(np.uint8)).finalize()
         difference = out.astype(np.float64) - self.array.astype(np.float64)
         return float(np.vdot(difference, difference))
 

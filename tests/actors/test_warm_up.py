@@ -74,9 +74,12 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
+def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    jobs: list[str] = []
+    new_job = shared_memory.new_job
+    monkeypatch.setattr(shared_memory, "new_job", lambda: jobs.append(new_job()) or jobs[-1])
     yield
-    assert not list(shared_memory.DIRECTORY.glob("holoray-*"))
+    assert not [path for job in jobs for path in shared_memory.DIRECTORY.glob(f"holoray-{job}-*")]
 
 
 def assert_exact(model: WarmModel, sealed: SealedStore, weights: dict[str, Array]) -> None:
@@ -146,7 +149,7 @@ def test_a_private_ray_leaves_nothing(
     assert all(written.read(name).tobytes() == model.state_dict()[name].tobytes() for name in weights)
     fragments = sealed.manifest.fragment_count
     assert f'holoray_fragments_total{{outcome="applied"}} {float(fragments)}' in metrics
-    assert "holoray_quality_ratio 1.0" in metrics
+    assert "holoray_generation 3.0" in metrics
 
 
 def true_quality(found: dict[str, Array], weights: dict[str, Array]) -> float:

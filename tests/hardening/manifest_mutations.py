@@ -187,7 +187,7 @@ def _orders(random_: random.Random, draft: Draft) -> None:
 
 
 def _files(random_: random.Random, draft: Draft) -> None:
-    files = draft.header["files"]
+    files = draft.header.get("files")
     if not isinstance(files, list) or not files:
         return
     how = random_.randrange(6)
