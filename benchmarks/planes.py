@@ -134,7 +134,8 @@ def measure(title: str, tensors: Sequence[Encoded], pool: ThreadPoolExecutor, re
 
     def kernel(tensor: Encoded, slot: int, first: int, end: int) -> None:
         run = ready[id(tensor)][slot]
-        tensor.accumulator._apply(run, first, end, scratch())
+        if tensor.accumulator._decode(run, first, end, scratch()):
+            raise RuntimeError("a stream does not fit")
 
     for name, first, end in (
         ("kernel: all layers", 0, everything),

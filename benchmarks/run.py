@@ -1,6 +1,6 @@
 """`make bench`: every measurement, as a table with the machine it ran on.
 
-    python -m benchmarks.run [--repeat 5] [--only planes|spectral|load] [--write docs/benchmarks.md]
+python -m benchmarks.run [--repeat 5] [--only planes|spectral|load] [--write docs/benchmarks.md]
 """
 
 from __future__ import annotations

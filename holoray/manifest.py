@@ -18,7 +18,7 @@ from holoray.compression import NAMES, NONE
 from holoray.errors import FormatError, HolorayError, LimitError
 from holoray.fragment import NO_PREREQUISITE, FragmentEntry, TensorEntry
 from holoray.integrity import format_root
-from holoray.tensor import TensorSpec
+from holoray.tensor import MAX_TENSOR_BYTES, TensorSpec
 
 FORMAT: Final = 1
 MAX_MANIFEST_BYTES: Final = 1 << 30
@@ -170,7 +170,7 @@ def read_manifest(encoded: bytes) -> Manifest:
             tensors=tuple(_tensor_entry(row) for row in rows),
             files=tuple(_file_entry(row) for row in header["files"]),
             options=_object(header["options"]),
-            metadata={_text(k): _text(v) for k, v in _object(header["metadata"]).items()},
+            metadata={check_text(str(k)): check_text(str(v)) for k, v in _object(header["metadata"]).items()},
         )
         _check(manifest)
     except HolorayError:
@@ -229,9 +229,20 @@ def _flatbuffer_field(data: memoryview, table: int, number: int) -> int | None:
     return table + offset if offset else None
 
 
-def _text(value: Any) -> str:
-    text = str(value)
-    text.encode()  # a lone surrogate, which JSON can spell, could not be written to a checkpoint
+def check_storable(spec: TensorSpec) -> None:
+    """Raise FormatError for a tensor that neither Arrow nor NumPy could hold."""
+    check_text(spec.name)
+    # NumPy refuses arrays whose other dimensions overflow even where one of them is 0.
+    if math.prod(max(d, 1) for d in spec.shape) * spec.numpy_dtype.itemsize > MAX_TENSOR_BYTES:
+        raise LimitError(f"tensor {spec.name!r} has an impossible shape", tensor=spec.name)
+
+
+def check_text(text: str) -> str:
+    """Return text unchanged; raises FormatError for lone surrogates, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise FormatError(f"{text!r} holds half a character") from None
     return text
 
 
@@ -272,14 +283,21 @@ def _check(manifest: Manifest) -> None:
         raise FormatError("the manifest lists a tensor twice")
     for codec, tensor in zip(manifest.codecs, manifest.tensors, strict=True):
         _check_tensor(codec, tensor, sizes)
-    # Not the sum: books that add up to it must not overflow on the way there, whatever the signs.
-    if not math.isfinite(math.fsum(abs(f.gain) for t in manifest.tensors for f in (*t.fragments,)) + 0.0):
-        raise FormatError("the gains of the manifest overflow")
+    _check_energy(manifest.tensors)
     _check_ranges(manifest.tensors)
     _check_order(manifest.tensors)
 
 
+def _check_energy(tensors: Sequence[TensorEntry]) -> None:
+    """Raise FormatError unless every sum of some gains and residuals is finite: whoever keeps books relies on that."""
+    try:
+        math.fsum(abs(value) for t in tensors for value in (t.residual, *(f.gain for f in t.fragments)))
+    except OverflowError:
+        raise FormatError("the gains of the manifest overflow") from None
+
+
 def _check_tensor(codec: Codec, tensor: TensorEntry, sizes: Mapping[int, int]) -> None:
+    check_storable(tensor.spec)
     if tensor.spec.nbytes > (tensor.stored_bytes + 16) * MAX_EXPANSION:
         raise LimitError(
             f"tensor {tensor.name!r} claims {tensor.spec.nbytes} bytes from {tensor.stored_bytes} stored ones",

@@ -122,9 +122,9 @@ class JobMetrics(Collector):
         """Add the observations of another process to a histogram."""
         key = _key(name, HISTOGRAM, labels)
         with self._lock:
-            self._histograms.setdefault(name, {}).setdefault(
-                key, Histogram.empty(CATALOGUE[name].buckets)
-            ).merge(histogram)
+            self._histograms.setdefault(name, {}).setdefault(key, Histogram.empty(CATALOGUE[name].buckets)).merge(
+                histogram
+            )
 
     def value(self, name: str, **labels: str) -> float:
         """The current value of a counter or gauge (0 if nothing was counted)."""

@@ -92,9 +92,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     """The safetensors name of a NumPy dtype; raises FormatError for one that has none."""
     little = dtype.newbyteorder("<") if dtype.kind in "fiuc" and dtype.byteorder == ">" else dtype
     if little not in _NAMES:
-        raise FormatError(
-            f"dtype {dtype} cannot be stored", hint=f"convert to one of {', '.join(DTYPES)} first"
-        )
+        raise FormatError(f"dtype {dtype} cannot be stored", hint=f"convert to one of {', '.join(DTYPES)} first")
     return _NAMES[little]
 
 

@@ -69,7 +69,7 @@ def test_only_one_kind_of_target() -> None:
         Target(quality=0.5, bytes=3)
     for bad in ({"bytes": -1}, {"fragments": ()}, {"fragments": (-1,)}):
         with pytest.raises(UsageError):
-            Target(**bad)  # type: ignore[arg-type]
+            Target(**bad)
 
 
 @given(st.permutations(range(12)), st.integers(0, 11))
@@ -115,11 +115,9 @@ def test_the_residual_is_what_remains() -> None:
 def test_the_streaming_order_is_as_good_as_any_at_its_steps(chains: list[list[tuple[float, int]]]) -> None:
     """At every step boundary no other downward-closed set of at most as many bytes gains more (brute force)."""
     tensors = [chain([g for g, _ in c], [b for _, b in c]) for c in chains]
-    sets = [
-        (sum(b for b, _ in taken), sum(g for _, g in taken))
-        for depth in itertools.product(*(range(len(c) + 1) for c in chains))
-        if (taken := [(b, g) for c, d in zip(chains, depth, strict=True) for g, b in c[:d]]) is not None
-    ]
+    depths = itertools.product(*(range(len(c) + 1) for c in chains))
+    taken = [[row for c, d in zip(chains, depth, strict=True) for row in c[:d]] for depth in depths]
+    sets = [(sum(b for _, b in rows), sum(g for g, _ in rows)) for rows in taken]
     steps = sorted((-rate, t, first, indices) for t, e in enumerate(tensors) for rate, first, indices in _steps(e))
     nbytes, gain = 0, 0.0
     for falling_rate, t, _, indices in steps:

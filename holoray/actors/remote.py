@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from holoray.actors.coordinator import Coordinator
 from holoray.actors.worker import JobSpec, Worker
-from holoray.errors import SourceError
+from holoray.errors import SourceError, UsageError
 
 # A private Ray only carries messages and, with several nodes, slots: weights never go through its object store.
 _OBJECT_STORE_BYTES: Final = 80 << 20
@@ -24,7 +24,7 @@ _QUIET: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
-    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_worker_niceness": "0",  # 15 by default: workers of a private Ray are the work itself
 }
 
 
@@ -82,6 +82,12 @@ class Session:
 def connect(address: str | None, cpus: int) -> Session:
     """Use the Ray that the caller has initialised, join the cluster at `address`, or start a private local one."""
     if ray.is_initialized():
+        here = ray.get_runtime_context().gcs_address
+        if address not in (None, "auto", "local", here):
+            raise UsageError(
+                f"this process is already connected to the Ray at {here}, not {address}",
+                hint="leave the address out, or call ray.shutdown() first",
+            )
         return Session(ours=False)
     with _environment(_QUIET), _hushed(logging.getLogger("ray")):
         if address not in (None, "local"):

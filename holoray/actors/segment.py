@@ -103,17 +103,27 @@ class NodeMemory:
         accumulator, layers = self.accumulator(unit.tensor), first_layer(unit)
         if layers:
             self.carry((unit.tensor, unit.slot))
+        else:
+            self._populate((unit.tensor, unit.slot))
         accumulator.resume(unit.slot, layers)
 
     def carry(self, slot: Slot) -> None:
         """Copy a slot from the last generation (accumulated state stays where it is)."""
-        tensor, number = slot
-        bounds = self.accumulator(tensor).slot_range(number)
-        if bounds is not None:
-            start = self._weights.ranges[tensor].start
-            here = slice(start + bounds[0], start + bounds[1])
+        here = self._populate(slot)
+        if here is not None:
             assert self._segment is not None
             self._segment[here] = self._last_segment()[here]
+
+    def _populate(self, slot: Slot) -> slice | None:
+        """Where a slot lies in the segment, its pages mapped; None for one that lies in accumulated state."""
+        bounds = self.accumulator(slot[0]).slot_range(slot[1])
+        if bounds is None:
+            return None
+        assert self._segment is not None
+        start = self._weights.ranges[slot[0]].start
+        here = slice(start + bounds[0], start + bounds[1])
+        shared_memory.populate(self._segment[here])
+        return here
 
     def read(self, slots: Iterable[Slot]) -> Bytes:
         """The contents of slots, one after the other: what travels to another node."""

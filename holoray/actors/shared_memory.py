@@ -7,6 +7,7 @@ between containers that share /dev/shm).
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -30,6 +31,8 @@ from holoray.errors import CapacityError, SourceError, WorkerLostError
 DIRECTORY: Final = Path("/dev/shm")
 _OURS: Final = re.compile(r"holoray-([0-9a-f]{16})-[0-9A-Za-z_.-]+")
 _LOCK: Final = ".lock"
+_MADV_POPULATE_WRITE: Final = 23  # Linux 5.14
+_libc: Final = ctypes.CDLL(None)
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
 
 
@@ -132,6 +135,13 @@ def attach(path: Path, nbytes: int, *, writable: bool = False) -> npt.NDArray[np
     finally:
         os.close(file)
     return np.frombuffer(mapping, np.uint8)[:nbytes]
+
+
+def populate(data: npt.NDArray[np.uint8]) -> None:
+    """Map the pages below shared bytes for writing at once: cheaper than one fault a page. Older kernels ignore it."""
+    start = data.ctypes.data & -mmap.PAGESIZE
+    length = data.ctypes.data + data.nbytes - start
+    _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_POPULATE_WRITE)
 
 
 def _reserve(path: Path, nbytes: int) -> None:

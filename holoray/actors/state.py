@@ -192,12 +192,12 @@ class Brain:
     def _advance(self) -> None:
         while not self.done:
             self._dispatch()
-            if self.done or self._awaited is not None or self._is_busy() or not self._plan():
+            if self._awaited is not None or self._is_busy() or not self._plan():
                 return
 
     def _is_busy(self) -> bool:
-        queued = self._queue or any(node.queue for node in self._nodes.values())
-        return bool(queued) or any(worker.flying for worker in self._workers.values())
+        queued = len(self._queue) + sum(len(node.queue) for node in self._nodes.values())
+        return queued > 0 or any(worker.flying for worker in self._workers.values())
 
     def _plan(self) -> bool:
         """Find what is left to do for this generation; returns False if only waiting helps."""

@@ -93,7 +93,7 @@ class Worker:
         """Digest, size and contents of slots, for another node."""
         self._memory.make(generation)
         contents = self._memory.read(slots)
-        return xxhash.xxh3_64_intdigest(contents), contents.nbytes, contents
+        return xxhash.xxh3_64_intdigest(contents.data), contents.nbytes, contents
 
     def retire(self, generation: int) -> None:
         """Forget a generation that nobody needs any more."""
@@ -116,7 +116,7 @@ class Worker:
                         self._memory.carry(slot)
             case Kind.TRANSFER:
                 with stage(tally, "combine"):
-                    if contents is None or xxhash.xxh3_64_intdigest(contents) != digest:
+                    if contents is None or xxhash.xxh3_64_intdigest(contents.data) != digest:
                         raise IntegrityError("slots were damaged on their way between nodes")
                     self._memory.write(task.slots, contents)
             case Kind.SEAL:

@@ -1,4 +1,4 @@
-"""`holoray encode | inspect | verify | load | warmup | version`: parse, call, show. Heavy imports wait for their verb."""
+"""`holoray encode | inspect | verify | load | warmup | version`: parse, call, show; heavy imports wait for a verb."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def encode(
             fragments=fragments,
             seed=seed,
             dtype=dtype,
-            patterns=pattern or [],
+            pattern=pattern or [],
             compression=compression,
             tile=tile,
             overwrite=overwrite,
@@ -126,7 +126,9 @@ def load(
     store: StorePath,
     target: Annotated[Path, typer.Argument(help="The safetensors file to write.", metavar="OUT.safetensors")],
     quality: Annotated[float | None, typer.Option(help="Stop at this quality; 1 means everything.")] = None,
-    nbytes: Annotated[int | None, typer.Option("--bytes", help="Read at most so many bytes, manifest included.")] = None,
+    nbytes: Annotated[
+        int | None, typer.Option("--bytes", help="Read at most so many bytes, with the manifest.")
+    ] = None,
     fragments: Annotated[
         str | None, typer.Option(help="Load these fragment indices of each tensor (planes: layers), e.g. 0,2,5.")
     ] = None,
@@ -167,7 +169,9 @@ def warmup(
     quality: Annotated[
         list[float] | None, typer.Option(help="Publish a generation at this quality (repeatable).")
     ] = None,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Write each generation to DIR/model.safetensors.")] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Write generations to DIR/model.safetensors.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Join a running Ray cluster, e.g. auto.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics; 0 takes a free port.")] = None,
     expect: Expect = None,

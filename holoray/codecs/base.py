@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from typing import Any, ClassVar, Self
 
 from holoray.errors import FormatError
@@ -77,9 +78,11 @@ class Codec(ABC):
 def check_entry(codec: Codec, entry: TensorEntry) -> None:
     """Raise FormatError unless the fragments of `entry` are those that `codec` lays out for its spec."""
     codec.check(entry.spec)
-    expected = 0
-    for shape, fragment in zip(codec.shapes(entry.spec), entry.fragments, strict=False):
-        expected += 1
+    # One more than there should be, not all: a spec may claim any size.
+    shapes = list(islice(codec.shapes(entry.spec), len(entry.fragments) + 1))
+    if len(shapes) != len(entry.fragments):
+        raise FormatError(f"tensor {entry.name!r} has {len(entry.fragments)} fragments", tensor=entry.name)
+    for shape, fragment in zip(shapes, entry.fragments, strict=True):
         same_place = (shape.index, shape.layer, shape.slot, shape.requires) == (
             fragment.index,
             fragment.layer,
@@ -92,13 +95,6 @@ def check_entry(codec: Codec, entry: TensorEntry) -> None:
                 tensor=entry.name,
                 fragment=fragment.index,
             )
-    total = fragment_count(codec, entry.spec) if expected == len(entry.fragments) else expected
-    if total != len(entry.fragments):
-        raise FormatError(f"tensor {entry.name!r} has {len(entry.fragments)} fragments", tensor=entry.name)
-
-
-def fragment_count(codec: Codec, spec: TensorSpec) -> int:
-    return sum(1 for _ in codec.shapes(spec))
 
 
 def present_with_prerequisites(codec: Codec, spec: TensorSpec, indices: frozenset[int]) -> frozenset[int]:

@@ -166,7 +166,7 @@ def parse_body(layout: LayerLayout, body: memoryview) -> tuple[list[StoredSectio
         stored, packed = next(directory), next(directory)
         raw_bytes, code = packed & _RAW_MASK, packed >> 30
         possible = raw_bytes <= most and raw_bytes % step == 0 if step else raw_bytes == most
-        if not possible or code > 2 or not (stored <= raw_bytes if code else stored == raw_bytes):
+        if not possible or code > 2 or not (stored < raw_bytes if code else stored == raw_bytes):
             raise FormatError(f"planes section {place} states {stored} bytes for {raw_bytes} of at most {most}")
         sections.append(StoredSection(place, _COMPRESSIONS[code], start, start + stored, raw_bytes))
         start += stored

@@ -75,7 +75,7 @@ class SpectralCodec(Codec):
 
     def shapes(self, spec: TensorSpec) -> Iterator[FragmentShape]:
         deal = self.deal(spec.size)
-        last = deal.offsets(self.group_shifts, 0)[-1] if deal.strips else 0
+        last = deal.last_offset(self.group_shifts)
         for index in range(self.fragments):
             nbytes = 4 * deal.count((last + index) % self.fragments)
             yield FragmentShape(index, 0, index, NO_PREREQUISITE, nbytes, nbytes)
@@ -127,11 +127,20 @@ class Deal:
 
     def rotations(self) -> npt.NDArray[np.int64]:
         """int64[strips]: pseudo-random rotation of each strip (splitmix64 of seed and strip)."""
-        return (_splitmix64(self.seed, self.strips) % np.uint64(self.fragments)).astype(np.int64)
+        return self._rotations(0, self.strips)
 
     def offsets(self, shifts: npt.NDArray[np.int64], fragment: int) -> npt.NDArray[np.int64]:
         of_strip = np.repeat(shifts, self.strips_per_group)[: self.strips]
         return (fragment - self.rotations() - of_strip) % self.fragments
+
+    def last_offset(self, shifts: npt.NDArray[np.int64]) -> int:
+        """Offset of fragment 0 in the last strip, without computing the others: `size` may be an absurd claim."""
+        last = self.strips - 1
+        rotation = int(self._rotations(last, 1)[0])
+        return (-rotation - int(shifts[last // self.strips_per_group])) % self.fragments
+
+    def _rotations(self, first: int, count: int) -> npt.NDArray[np.int64]:
+        return (_splitmix64(self.seed, first, count) % np.uint64(self.fragments)).astype(np.int64)
 
     def count(self, last_offset: int) -> int:
         """Coefficients of a fragment whose offset in the last strip is `last_offset`."""
@@ -161,10 +170,10 @@ def tiles(shape: tuple[int, int], tile: int) -> Iterator[tuple[slice, slice]]:
             yield slice(top, min(top + height, rows)), slice(left, min(left + width, columns))
 
 
-def _splitmix64(seed: int, count: int) -> npt.NDArray[np.uint64]:
-    """Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014)."""
+def _splitmix64(seed: int, first: int, count: int) -> npt.NDArray[np.uint64]:
+    """Numbers first..first+count-1 of the sequence. Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014)."""
     with np.errstate(over="ignore"):
-        z = np.uint64(seed) + (np.arange(1, count + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        z = np.uint64(seed) + np.arange(first + 1, first + count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))

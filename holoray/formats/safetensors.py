@@ -49,7 +49,7 @@ class SafetensorsFile:
         """One tensor as a fresh array (BF16 as ml_dtypes.bfloat16)."""
         spec, offset = self._ranges[name]
         out = np.empty(spec.shape, spec.numpy_dtype)
-        view = memoryview(as_bytes(out))
+        view = as_bytes(out).data
         done = 0
         while done < spec.nbytes:
             got = os.preadv(self._file, [view[done:]], self._data_start + offset + done)
@@ -149,7 +149,7 @@ class SafetensorsWriter:
 
     def __enter__(self) -> SafetensorsWriter:
         try:
-            self._file = open(self._partial, "wb", buffering=0)  # noqa: SIM115 - closed by __exit__
+            self._file = open(self._partial, "wb", buffering=0)
         except OSError as error:
             raise SourceError(f"cannot write {self.path}: {error.strerror}", hint="does the directory exist?") from None
         try:
@@ -164,7 +164,7 @@ class SafetensorsWriter:
 
     def write(self, name: str, array: Array) -> None:
         try:
-            self._write(self._data_start + self._offsets[name], memoryview(as_bytes(array)))
+            self._write(self._data_start + self._offsets[name], as_bytes(array).data)
         except OSError as error:
             raise self._no_room(error) from error
 

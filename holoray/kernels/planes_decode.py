@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
@@ -109,30 +109,19 @@ class PlanesAccumulator(Accumulator):
         for entry, payload in zip(entries, payloads, strict=True):
             if entry.slot != run.slot or not 0 <= run.slot < self.runs:
                 raise UsageError("fragments of several runs, or of none, in one call", tensor=self.spec.name)
-            try:
-                run.add(self.codec, self.spec, entry.layer, payload)
-            except FormatError as error:
-                raise self._located(error, entry.layer, run.slot) from None
+            self._add(run, entry.layer, payload)
         return run
 
     def accumulate(self, slot: int, decompressed: RunLayers, scratch: Scratch) -> None:
-        """Add layers of a run. After a FormatError the run holds nothing, and reads zero."""
-        run, waiting = decompressed, self.waiting.get(slot, {})
+        """Add layers of a run. After a FormatError the run holds nothing, reads zero, and nothing waits for it."""
+        run, waiting = decompressed, self.waiting.pop(slot, {})
         held = int(self.reached[slot])
         target = self._contiguous(held, run.bodies.keys() | waiting.keys())
-        for layer in range(held, target):
-            if layer not in run.bodies:
-                run.add(self.codec, self.spec, layer, waiting[layer])
         if target > held:
-            self._apply(run, held, target, scratch)
-        for layer, body in run.bodies.items():
-            if layer >= target and layer not in waiting:
-                waiting[layer] = bytes(body)
-        left = {layer: body for layer, body in waiting.items() if layer >= target}
+            self._apply(run, waiting, held, target, scratch)
+        left = {layer: bytes(body) for layer, body in (run.bodies | waiting).items() if layer >= target}
         if left:
             self.waiting[slot] = left
-        else:
-            self.waiting.pop(slot, None)
 
     def finalize(self) -> None:
         """Nothing to do: `out` is always up to date."""
@@ -160,16 +149,35 @@ class PlanesAccumulator(Accumulator):
             held += 1
         return held
 
-    def _apply(self, run: RunLayers, held: int, target: int, scratch: Scratch) -> None:
+    def _apply(self, run: RunLayers, waiting: Mapping[int, bytes], held: int, target: int, scratch: Scratch) -> None:
         """Add layers held..target-1 to the run's weights; they are all there, or FormatError and none is."""
-        weights = self._weights(run.slot)
-        work = scratch.array("planes.work", ROWS * 64, np.uint64).reshape(ROWS, 64)
+        self.reached[run.slot] = 0  # while the kernels work, and for good if they fail
+        try:
+            for layer in range(held, target):
+                self._add(run, layer, run.bodies.get(layer, waiting.get(layer)))
+            bad = self._decode(run, held, target, scratch)
+            if bad:
+                error = FormatError("planes: a stream is longer or shorter than its planes ask for")
+                raise self._located(error, _stream_layer(bad - 1), run.slot)
+        except BaseException:
+            self._weights(run.slot)[:] = 0
+            raise
+        self.reached[run.slot] = target
+
+    def _add(self, run: RunLayers, layer: int, payload: Any) -> None:
+        try:
+            run.add(self.codec, self.spec, layer, payload)
+        except FormatError as error:
+            raise self._located(error, layer, run.slot) from None
+
+    def _decode(self, run: RunLayers, held: int, target: int, scratch: Scratch) -> int:
+        """Run the kernels; returns 0 or the bad stream + 1."""
         codec = self.codec
-        count = self.codec.run_weights(self.spec, run.slot)
-        fixed = (weights, count, KINDS[self.spec.dtype], codec.threshold, codec.top, codec.tail_cut)
+        work = scratch.array("planes.work", ROWS * 64, np.uint64).reshape(ROWS, 64)
+        count = codec.run_weights(self.spec, run.slot)
+        fixed = (self._weights(run.slot), count, KINDS[self.spec.dtype], codec.threshold, codec.top, codec.tail_cut)
         tables = np.array((run.addresses, run.lengths), np.int64)
         sections = (tables[0], tables[1], run.offsets, work, self._hardware)
-        self.reached[run.slot] = 0  # while the kernel works, and for good if it fails
         bad = 0
         if held == 0:
             fused = codec.top - codec.tail_cut <= FUSED_PLANES
@@ -177,11 +185,7 @@ class PlanesAccumulator(Accumulator):
             bad = decode_run(*fixed, held, *sections)
         if not bad and held < target:
             bad = refine_run(*fixed, held, target, *sections)
-        if bad:
-            weights[:] = 0
-            error = FormatError("planes: a stream is longer or shorter than its planes ask for")
-            raise self._located(error, _stream_layer(bad - 1), run.slot)
-        self.reached[run.slot] = target
+        return int(bad)
 
     def _weights(self, slot: int) -> npt.NDArray[np.uint16]:
         """The run's part of `out` as uint16."""

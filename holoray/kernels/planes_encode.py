@@ -69,9 +69,10 @@ class PlanesEncoder(Encoder):
 
     def encode(self, part: int) -> list[EncodedFragment]:
         run = _Run(self.codec, self._kind, self._bits[part * lay.RUN : (part + 1) * lay.RUN])
-        # The bits of NaN survive in `bits`; as values they only mark what does not count.
-        with np.errstate(all="ignore"):
-            values = self._flat[part * lay.RUN : (part + 1) * lay.RUN].astype(np.float32)
+        values = np.zeros(0, np.float32)
+        if self.spec.dtype == "F16":
+            with np.errstate(all="ignore"):
+                values = self._flat[part * lay.RUN : (part + 1) * lay.RUN].astype(np.float32)
         run.encode(values, self._hardware)
         gains = run.gains(self.codec.layers(self.spec))
         return [self._fragment(part, layer, run, gain) for layer, gain in enumerate(gains)]

@@ -21,7 +21,7 @@ from holoray.kernels.bits import (
     unowned_rows,
     words_from,
 )
-from holoray.kernels.planes_groups import F16, F32, layer_end
+from holoray.kernels.planes_groups import BF16, F16, F32, layer_end
 from holoray.kernels.planes_streams import ranks_below
 from holoray.kernels.planes_words import (
     DIGITS,
@@ -86,7 +86,7 @@ def encode_run(
     work: Any,
     hardware: bool,
 ) -> None:
-    """Encode a run of `bits` (uint16, or uint32 for F32), whose true values are `values` (float32).
+    """Encode a run of `bits` (uint16, or uint32 for F32), whose values are `values` (float32; only for F16).
 
     Writes rows into `planes` (uint64[(top - tail_cut + 3) * groups, 64]), bits into `signs` (uint8[5, bytes]),
     `tail` (uint8[7, bytes]) and `records` (uint8), which must be zero, entries into the others, and the offset rows
@@ -101,7 +101,7 @@ def encode_run(
     lows = words_from(work, _TAIL_ROWS, 16)
     ranks = words_from(work, RANKS, 17)
     fields = np.zeros(_GROUP, np.uint16)
-    true = np.zeros(_GROUP, np.float32)
+    true, coarse = np.zeros(_GROUP, np.float32), np.zeros(_GROUP, np.float32)
     groups = (count + _GROUP - 1) // _GROUP
     for group in range(groups):
         start = group * _GROUP
@@ -109,9 +109,9 @@ def encode_run(
         if group % (lay.BLOCK // _GROUP) == 0:
             for stream in range(lay.STREAMS):
                 offsets[stream, group // (lay.BLOCK // _GROUP)] = positions[stream]
-        _read(bits, values, start, size, kind, group_bits, fields, true)
+        _read(bits, values, start, size, kind, group_bits, fields, true, coarse)
         _split(fields, threshold, top, tail_cut, digits, lows)
-        _measure(fields, digits, lows, true, kind, threshold, top, tail_cut, errors)
+        _measure(fields, digits, lows, true, coarse, threshold, tail_cut, errors)
         words.words_to_planes(work, WORDS, 16)
         _digit_planes(work, top - tail_cut, planes, group, groups)
         words.words_to_planes(work, _TAIL_ROWS, 16)
@@ -128,90 +128,111 @@ def encode_run(
 
 
 @njit(nogil=True, cache=True)
-def _read(bits: Any, values: Any, start: int, size: int, kind: int, group_bits: Any, fields: Any, true: Any) -> None:
-    """The group's stored 16 bits, its words (0 where the exponent field is 0 in float16) and true values."""
-    for k in range(size):
-        true[k] = values[start + k]
+def _read(
+    bits: Any, values: Any, start: int, size: int, kind: int, group_bits: Any, fields: Any, true: Any, coarse: Any
+) -> None:
+    """The group's stored 16 bits, its words (0 where a float16 exponent field is 0), and true values.
+
+    `coarse` takes the values of the stored 16 bits. NaN and infinities count as zeros in both.
+    """
+    source = bits[start : start + size]
+    # Short loops over few arrays: the compiler turns down those that need many checks for overlap.
     if kind == F32:
         for k in range(size):
-            group_bits[k] = np.uint16(bits[start + k] >> 16)
-            fields[k] = group_bits[k]
-    elif kind == F16:
+            group_bits[k] = np.uint16(source[k] >> np.uint32(16))
         for k in range(size):
-            half = np.uint16(bits[start + k])
-            group_bits[k] = half
+            true[k] = _finite(np.uint32(source[k]))
+    else:
+        for k in range(size):
+            group_bits[k] = np.uint16(source[k])
+    for k in range(size, _GROUP):
+        group_bits[k] = np.uint16(0)
+        true[k] = np.float32(0)
+    if kind == F16:
+        for k in range(_GROUP):
+            half = group_bits[k]
             magnitude = np.uint16(half & np.uint16(0x7FFF))
             word = np.uint16(np.uint16(magnitude >> np.uint16(3)) + np.uint16(words.HALF_BIAS))
             word = np.uint16(word | np.uint16(half & np.uint16(0x8000)))
             fields[k] = word if magnitude >= 0x400 else np.uint16(0)
-    else:
         for k in range(size):
-            group_bits[k] = np.uint16(bits[start + k])
+            true[k] = values[start + k] if (group_bits[k] & 0x7FFF) < 0x7C00 else np.float32(0)
+        for k in range(_GROUP):
+            coarse[k] = true[k]
+    else:
+        for k in range(_GROUP):
             fields[k] = group_bits[k]
-    for k in range(size, _GROUP):
-        group_bits[k] = np.uint16(0)
-        fields[k] = np.uint16(0)
-        true[k] = np.float32(0)
+        for k in range(_GROUP):
+            coarse[k] = _finite(np.uint32(np.uint32(group_bits[k]) << np.uint32(16)))
+    if kind == BF16:
+        for k in range(_GROUP):
+            true[k] = coarse[k]
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _finite(word: Any) -> Any:
+    """The float32 of these bits, 0 for NaN and infinities."""
+    finite = (word & np.uint32(0x7F800000)) != np.uint32(0x7F800000)
+    return bits_float(word if finite else np.uint32(0))
 
 
 @njit(nogil=True, cache=True)
 def _split(fields: Any, threshold: int, top: int, tail_cut: int, digits: Any, lows: Any) -> None:
     """digits[k] = floor(word / 2^tail_cut) of the significant; lows[k] = 7 more digits, sign, outlier mark."""
-    least, most = np.uint32(threshold + tail_cut), np.uint32(threshold + top)
+    least, most = np.uint16(threshold + tail_cut), np.uint16(threshold + top)
+    offset = np.int32(127 + 7 - threshold - tail_cut) << 23
     for k in range(_GROUP):
-        word = np.uint32(fields[k])
-        exponent = (word >> np.uint32(7)) & np.uint32(255)
-        significant = exponent >= least and exponent < most
-        shift = exponent - least if significant else np.uint32(0)
-        full = (np.uint32(128) | (word & np.uint32(127))) << shift
-        full = full if significant else np.uint32(0)
-        outlier = np.uint32(1) if exponent >= most else np.uint32(0)
-        digits[k] = np.uint16(full >> np.uint32(7))
-        sign = (word >> np.uint32(15)) << np.uint32(_SIGN)
-        lows[k] = np.uint16((full & np.uint32(127)) | sign | (outlier << np.uint32(_OUTLIER)))
+        word = fields[k]
+        exponent = np.uint16(np.uint16(word >> np.uint16(7)) & np.uint16(255))
+        significant = (exponent >= least) & (exponent < most)
+        # (128 | mantissa) << (exponent - least), by way of a float: lanes of 32 bits, and no shift that varies.
+        magnitude = np.int32(np.int32(word & np.uint16(0x7FFF)) << 16) + np.int32(offset)
+        full = np.int32(bits_float(np.uint32(magnitude if significant else np.int32(0))))
+        sign = np.uint16(np.uint16(word >> np.uint16(15)) << np.uint16(_SIGN))
+        outlier = np.uint16(1 << _OUTLIER) if exponent >= most else np.uint16(0)
+        digits[k] = np.uint16(full >> 7)
+        lows[k] = np.uint16(np.uint16(np.uint16(full) & np.uint16(127)) | sign | outlier)
 
 
 @njit(nogil=True, cache=True)
 def _measure(
-    fields: Any,
-    digits: Any,
-    lows: Any,
-    true: Any,
-    kind: int,
-    threshold: int,
-    top: int,
-    tail_cut: int,
-    errors: Any,
+    fields: Any, digits: Any, lows: Any, true: Any, coarse: Any, threshold: int, tail_cut: int, errors: Any
 ) -> None:
-    """Add the squared errors of the group to errors[layer + 1, k % 256]; elements that are not finite count nothing."""
-    whole = kind != F32  # then 16 bits, as outliers have from the first layer on, say all
-    for k in range(_GROUP):
-        if not np.isfinite(true[k]):
-            true[k] = np.float32(0)
-            lows[k] |= np.uint16(1 << 15)
-    special = np.uint16(1 << 15)
+    """Add the squared errors of the group to errors[row, k % 256], for every row of ERRORS."""
+    bias = np.uint16(((threshold + tail_cut - 127) << 7) & 0xFFFF)
     outlier = np.uint16(1 << _OUTLIER)
-    for layer in range(-1, lay.TAIL + 1):
-        cut = -1 - layer if layer < 4 else tail_cut
-        shift = np.uint16(max(cut - tail_cut, 0))
-        bias = (threshold + cut - 127) << 7
-        row = errors[layer + 1]
+    read = np.empty(LANES, np.float32)
+    for layer in range(lay.TAIL):
+        # The layer's digits without shifting: the lower ones cleared, and one unit is 2^below.
+        below = (-1 - layer if layer < 4 else tail_cut) - tail_cut
+        one, kept = np.uint16(1 << below), np.uint16((0xFFFF << below) & 0xFFFF)
+        fill, lone = np.float32(0.5 * (1 << below)), np.float32(words.LONE_DIGIT * (1 << below))
         for j in range(16):
+            first, last = j * LANES, (j + 1) * LANES
+            digits_, fields_ = digits[first:last], fields[first:last]
+            lows_, coarse_ = lows[first:last], coarse[first:last]
             for i in range(LANES):
-                k = j * LANES + i
-                low = lows[k]
-                word = np.uint32(fields[k])
-                sign = (word & np.uint32(0x8000)) << np.uint32(16)
-                known = words.digits_word(np.uint16(digits[k] >> shift), bias, np.float32(0.5), np.float32(1.4609375))
-                exact = low & outlier if layer < lay.TAIL else np.uint16(1)
-                magnitude = word & np.uint32(0x7FFF) if exact else known
-                read = bits_float(sign | (magnitude << np.uint32(16)))
-                read = true[k] if exact and whole else read
-                read = np.float32(0) if (layer < 0 or low & special) else read
-                error = np.float64(true[k]) - np.float64(read)
-                row[i] += error * error
-    for k in range(_GROUP):
-        lows[k] &= np.uint16(0x7FFF)
+                known = words.digits_word(np.uint16(digits_[i] & kept), one, fill, lone, bias)
+                sign = np.uint16(fields_[i] & np.uint16(0x8000))
+                word = np.uint16(known | sign)
+                value = bits_float(np.uint32(np.uint32(word) << np.uint32(16)))
+                stored, mark = coarse_[i], np.uint16(lows_[i] & outlier)  # loads inside a branch stay branches
+                read[i] = stored if mark != 0 else value
+            _add_squares(true[first:last], read, errors[layer + 1])
+    for i in range(LANES):
+        read[i] = np.float32(0)
+    for j in range(16):
+        first, last = j * LANES, (j + 1) * LANES
+        _add_squares(true[first:last], read, errors[0])
+        _add_squares(true[first:last], coarse[first:last], errors[ERRORS - 1])
+
+
+@njit(nogil=True, cache=True)
+def _add_squares(true: Any, read: Any, sums: Any) -> None:
+    """sums[i] += (true[i] - read[i])^2 in float64."""
+    for i in range(LANES):
+        error = np.float64(true[i]) - np.float64(read[i])
+        sums[i] += error * error
 
 
 @njit(nogil=True, cache=True)

@@ -42,8 +42,10 @@ RANKS: Final = 88
 """17 rows = uint16[4352]: ranks of the weights below the tail cut."""
 ROWS: Final = 105
 
+LONE_DIGIT: Final = 1.4609375
+"""What a lone leading digit reads: the centroid of a Laplacian's [1, 2)."""
 ONE_MANTISSA: Final = 59
-"""Mantissa of 1.4609375, what a lone leading digit reads (the centroid of a Laplacian's [1, 2))."""
+"""The mantissa of that."""
 HALF_MANTISSA: Final = 64
 HALF_BIAS: Final = 112 << 7
 
@@ -153,12 +155,12 @@ def words_to_planes(work: Any, words: int, size: int) -> None:
 
 
 @njit(nogil=True, cache=True, inline="always")
-def digits_word(digits: Any, bias: Any, fill: Any, lone: Any) -> Any:
-    """The magnitude of float32(digits + fill) with `bias` added to the word; `lone` instead of the sum for digits 1."""
+def digits_word(digits: Any, one: Any, fill: Any, lone: Any, bias: Any) -> Any:
+    """The top 16 bits of float32(digits + fill) plus `bias`; of `lone` where digits == one, 0 where they are 0."""
     value = np.float32(digits) + fill
-    value = lone if digits == 1 else value
-    word = np.uint32(float_bits(value) >> np.uint32(16)) + np.uint32(bias)
-    return np.uint32(0) if digits == 0 else word
+    value = lone if digits == one else value
+    word = np.uint16(np.uint16(float_bits(value) >> np.uint32(16)) + bias)
+    return np.uint16(0) if digits == 0 else word
 
 
 @njit(nogil=True, cache=True)
@@ -167,9 +169,9 @@ def digits_to_values(digits: Any, negative: Any, values: Any, exponent: int, fil
 
     `digits` and `values` are uint16[4096], `negative` is a plane (uint16[256]), left as it is.
     """
-    bias = np.uint32(((exponent - 127) << 7) & 0xFFFF)
+    bias = np.uint16(((exponent - 127) << 7) & 0xFFFF)
     fill = np.float32(0.5) if filled else np.float32(0)
-    lone = np.float32(1.4609375) if filled else np.float32(1)
+    lone = np.float32(LONE_DIGIT) if filled else np.float32(1)
     for j in range(16):
         source, target = digits[j * 256 : (j + 1) * 256], values[j * 256 : (j + 1) * 256]
         for i in range(256):
@@ -177,7 +179,7 @@ def digits_to_values(digits: Any, negative: Any, values: Any, exponent: int, fil
             bits = negative[i]
             sign = np.uint16(bits << np.uint16(15))
             negative[i] = np.uint16(np.uint16(bits >> np.uint16(1)) | sign)
-            target[i] = np.uint16(digits_word(source[i], bias, fill, lone)) | sign
+            target[i] = digits_word(source[i], np.uint16(1), fill, lone, bias) | sign
 
 
 @njit(nogil=True, cache=True)

@@ -32,7 +32,7 @@ class ByteBudget:
             self.peak_bytes = max(self.peak_bytes, self.used_bytes)
             buffer = self._take(nbytes)
         try:
-            yield memoryview(buffer)[:nbytes]
+            yield buffer.data[:nbytes]
         finally:
             with self._changed:
                 self.used_bytes -= nbytes

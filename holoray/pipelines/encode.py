@@ -21,7 +21,7 @@ from holoray.errors import UsageError
 from holoray.fragment import FragmentEntry
 from holoray.integrity import Digests
 from holoray.kernels.encoder import EncodedFragment, Encoder
-from holoray.manifest import Manifest
+from holoray.manifest import Manifest, check_storable, check_text
 from holoray.pipelines.policy import EncodePolicy, is_mandatory
 from holoray.pipelines.store_writer import StoreWriter
 from holoray.pipelines.tensor_codec import begin_encoding, fragment_entry, tensor_entry
@@ -81,6 +81,10 @@ def _encode(
     source: Checkpoint, store: Store, policy: EncodePolicy, threads: int, on_tensor: OnTensor | None
 ) -> Manifest:
     notify = on_tensor or (lambda name, nbytes: None)
+    for spec in source.specs:
+        check_storable(spec)
+    for text in (*source.metadata, *source.metadata.values()):
+        check_text(text)
     writer = StoreWriter(store, policy.get_config(), source.metadata, source.identity())
     done = writer.resume()
     for spec in source.specs:
@@ -160,7 +164,7 @@ class _Preparation:
                 if not self._admit(specs[name].nbytes):
                     return
                 self._ready.put(self._prepare(specs[name]))
-        except BaseException as error:  # noqa: BLE001 - raised again by the thread that iterates
+        except BaseException as error:
             self._ready.put(error)
 
     def _admit(self, nbytes: int) -> bool:
@@ -177,7 +181,7 @@ class _Preparation:
         spec = TensorSpec.of(name, array)
         codec = self._policy.codec_of(name)
         mandatory = is_mandatory(spec, array, codec)
-        sha256 = self._pool.submit(lambda: hashlib.sha256(as_bytes(array)).digest())
+        sha256 = self._pool.submit(lambda: hashlib.sha256(as_bytes(array).data).digest())
         encoder = begin_encoding("raw" if mandatory else codec, spec, array, self._policy.options)
         parts = [self._pool.submit(_encode_part, encoder, part) for part in range(encoder.parts)]
         return _Prepared(encoder, mandatory, source_spec.nbytes, sha256, parts)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Final, Protocol
 
-from holoray.errors import FormatError, HolorayError, IntegrityError
+from holoray.errors import CapacityError, FormatError, HolorayError, IntegrityError
 from holoray.integrity import check as check_integrity
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.scratch import Scratch
@@ -77,8 +77,11 @@ class FragmentPipeline:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             finally:  # after an error, or an interrupt while waiting: what has not begun never will
                 pool.shutdown(wait=True, cancel_futures=True)
-        for future in done:
-            future.result()
+        try:
+            for future in done:
+                future.result()
+        except MemoryError as error:
+            raise CapacityError("not enough memory to decode", hint="close other programs, or load less") from error
 
     def _carry(self, batch: Sequence[Unit], tensors: _OpenTensors, on_unit: OnUnit | None) -> None:
         tally = Tally()

@@ -76,9 +76,7 @@ class Loader:
 
     def _accumulator(self, tensor: int) -> Accumulator:
         if tensor not in self._accumulators:
-            spec = self._manifest.tensors[tensor].spec
-            out = np.zeros(spec.shape, spec.numpy_dtype)
-            self._accumulators[tensor] = make_accumulator(spec, self._manifest.codecs[tensor], out)
+            self._accumulators[tensor] = _new_accumulator(self._manifest, tensor)
         return self._accumulators[tensor]
 
 
@@ -126,9 +124,7 @@ class FileDestination:
         self._open: dict[int, Accumulator] = {}
 
     def open(self, tensor: int) -> Accumulator:
-        spec = self._manifest.tensors[tensor].spec
-        out = np.zeros(spec.shape, spec.numpy_dtype)
-        self._open[tensor] = make_accumulator(spec, self._manifest.codecs[tensor], out)
+        self._open[tensor] = _new_accumulator(self._manifest, tensor)
         return self._open[tensor]
 
     def close(self, tensor: int) -> None:
@@ -158,6 +154,16 @@ def load_to_file(
     return progress
 
 
+def _new_accumulator(manifest: Manifest, tensor: int) -> Accumulator:
+    spec = manifest.tensors[tensor].spec
+    try:
+        return make_accumulator(spec, manifest.codecs[tensor], np.zeros(spec.shape, spec.numpy_dtype))
+    except MemoryError:
+        raise CapacityError(
+            f"no memory for the {spec.nbytes} bytes of tensor {spec.name!r}", tensor=spec.name
+        ) from None
+
+
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -169,4 +175,3 @@ def _check_memory(nbytes: int) -> None:
             f"the weights take {nbytes} bytes and this machine has {total}",
             hint="use `holoray load STORE OUT`, which streams to a file",
         )
-

@@ -184,8 +184,7 @@ def units(manifest: Manifest, keys: Iterable[Key]) -> list[Unit]:
         fragment = manifest.tensors[t].fragments[index]
         grouped[not manifest.tensors[t].mandatory, t, fragment.slot].append(fragment)
     return [
-        Unit(t, slot, tuple(sorted(grouped[rank, t, slot], key=lambda f: f.layer)))
-        for rank, t, slot in sorted(grouped)
+        Unit(t, slot, tuple(sorted(grouped[rank, t, slot], key=lambda f: f.layer))) for rank, t, slot in sorted(grouped)
     ]
 
 

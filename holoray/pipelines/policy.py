@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 
 from holoray.compression import ZSTD, check_name
@@ -18,6 +19,7 @@ from holoray.tensor import DTYPES, TRANSFORMABLE, Array, TensorSpec
 MANDATORY_1D_ELEMENTS: Final = 1 << 20
 MANDATORY_ELEMENTS: Final = 1 << 12
 CASTS: Final = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+_ROUNDING_FELT: Final = 128
 _CASTABLE: Final = frozenset({"F64", "F32", "F16", "BF16"})
 
 
@@ -69,21 +71,44 @@ class EncodePolicy:
         return out
 
 
+def effective_codec(codec: str, array: Array, spec: TensorSpec) -> str:
+    """The named codec, or `raw` where it cannot represent the tensor.
+
+    That is: other dtypes and empty tensors; under a transform also NaN, Inf, and values so close to the dtype's
+    smallest that rounding a partial sum would be felt (`planes` keeps all of those exactly).
+    """
+    if codec == "raw" or spec.dtype not in TRANSFORMABLE or spec.size == 0:
+        return "raw"
+    return codec if codec == "planes" or _suits_transforms(array) else "raw"
+
+
+def _suits_transforms(array: Array) -> bool:
+    if not np.all(np.isfinite(array)):
+        return False
+    step = float(ml_dtypes.finfo(array.dtype).smallest_subnormal)  # type: ignore[no-untyped-call]
+    largest = float(np.max(np.abs(array.astype(np.float32)), initial=0.0))
+    if largest == 0.0 or largest > step * _ROUNDING_FELT * array.size:
+        return True
+    # Rounding errors have a variance of step^2 / 12: at 128 steps rms that is 5e-6 of the energy.
+    rms = np.sqrt(np.mean(np.square(array.astype(np.float64))))
+    return bool(rms >= step * _ROUNDING_FELT)
+
+
 def is_mandatory(spec: TensorSpec, array: Array, codec: str) -> bool:
-    """Small and 1-D tensors, other dtypes, and NaN or Inf under a transform: stored raw, loaded first."""
-    if spec.dtype not in TRANSFORMABLE or spec.size < MANDATORY_ELEMENTS:
+    """Small and 1-D tensors, and what the codec cannot represent: stored raw, loaded first."""
+    if spec.size < MANDATORY_ELEMENTS or (len(spec.shape) == 1 and spec.size <= MANDATORY_1D_ELEMENTS):
         return True
-    if len(spec.shape) == 1 and spec.size <= MANDATORY_1D_ELEMENTS:
+    if spec.dtype not in TRANSFORMABLE:
         return True
-    return codec not in ("raw", "planes") and not bool(np.all(np.isfinite(array)))
+    return codec != "raw" and effective_codec(codec, array, spec) == "raw"
 
 
-def parse_patterns(texts: Mapping[str, str] | list[str] | tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+def parse_patterns(texts: str | Mapping[str, str] | Sequence[str]) -> tuple[tuple[str, str], ...]:
     """`GLOB=CODEC` texts (or a mapping) as pairs; raises UsageError for one without `=`."""
     if isinstance(texts, Mapping):
         return tuple(texts.items())
     pairs = []
-    for text in texts:
+    for text in [texts] if isinstance(texts, str) else texts:
         glob, separator, codec = text.rpartition("=")
         if not separator or not glob:
             raise UsageError(f"pattern {text!r} is not of the form GLOB=CODEC", hint="e.g. '*.embed*=spectral'")

@@ -17,18 +17,9 @@ from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
 from holoray.kernels.registry import check_codec_name, make_accumulator, make_encoder
 from holoray.kernels.scratch import Scratch
 from holoray.pipelines.ledger import QualityLedger
+from holoray.pipelines.policy import effective_codec
 from holoray.quality import Quality
-from holoray.tensor import TRANSFORMABLE, Array, TensorSpec, as_bytes, canonical
-
-
-def effective_codec(codec: str, array: Array, spec: TensorSpec) -> str:
-    """The named codec, or `raw` where it cannot represent the tensor: other dtypes, no elements, and NaN or Inf under
-    a transform (`planes` keeps those exactly)."""
-    if codec == "raw" or spec.dtype not in TRANSFORMABLE or spec.size == 0:
-        return "raw"
-    if codec != "planes" and not np.all(np.isfinite(array)):
-        return "raw"
-    return codec
+from holoray.tensor import Array, TensorSpec, as_bytes, canonical
 
 
 def begin_encoding(codec: str, spec: TensorSpec, array: Array, options: EncodeOptions) -> Encoder:
@@ -85,7 +76,7 @@ def encode_tensor(
     encoder = begin_encoding(codec, TensorSpec.of(name, array), array, options)
     encoded = sorted((f for part in range(encoder.parts) for f in encoder.encode(part)), key=lambda f: f.index)
     entries = [fragment_entry(f, Digests.of(f.payload)) for f in encoded]
-    entry = tensor_entry(encoder, entries, sha256=hashlib.sha256(as_bytes(array)).digest())
+    entry = tensor_entry(encoder, entries, sha256=hashlib.sha256(as_bytes(array).data).digest())
     return entry, [Fragment(name, f.index, f.payload) for f in encoded]
 
 

@@ -213,7 +213,10 @@ class Simulation:
         del self.segments[node]
         self._at(self.rng.uniform(0, 6), lambda: self._feed(NodeLost(self.now, node)))
         if self.rng.random() < 0.5:
-            self._at(self.rng.uniform(0, 6), lambda: self.segments.setdefault(f"n{next(self._ids)}", {}))
+            self._at(self.rng.uniform(0, 6), self._add_a_node)
+
+    def _add_a_node(self) -> None:
+        self.segments[f"n{next(self._ids)}"] = {}
 
     # -- what workers do -------------------------------------------------------------------------------
 
@@ -260,10 +263,10 @@ class Simulation:
         last = self.segments[node].get(task.generation - 1, {})
         for unit in task.units:
             slot, layers = (unit.tensor, unit.slot), unit.fragments[0].layer
-            below = {f.index for f in self._chain(slot)[:layers]}
+            below = frozenset(f.index for f in self._chain(slot)[:layers])
             if layers:
                 assert last.get(slot) == below, f"refined {last.get(slot)} with layer {layers}"
-            segment[slot] = frozenset(below | {f.index for f in unit.fragments})
+            segment[slot] = below | {f.index for f in unit.fragments}
         for slot in task.slots:
             if task.kind is Kind.CARRY:
                 segment[slot] = last[slot]

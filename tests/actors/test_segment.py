@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import ml_dtypes
-import numpy as np
 import pytest
 
 import holoray
@@ -32,26 +30,6 @@ def names() -> Iterator[Names]:
     job = new_job()
     yield Names(job, "node")
     remove_job(job)
-
-
-@pytest.fixture(scope="module")
-def weights() -> dict[str, Array]:
-    rng = np.random.default_rng(0)
-    return {
-        "planes": (rng.standard_normal((1100, 1000)) * 0.02).astype(ml_dtypes.bfloat16),
-        "planes32": rng.standard_normal((600, 100)).astype(np.float32),
-        "spectral": rng.standard_normal((300, 200)).astype(np.float32),
-        "raw": rng.integers(0, 255, (3 << 20) + 7).astype(np.uint8),
-        "empty": np.zeros((0, 3), np.float32),
-        "scalar": np.array(3.5, np.float32),
-    }
-
-
-@pytest.fixture(scope="module")
-def sealed(weights: dict[str, Array], tmp_path_factory: pytest.TempPathFactory) -> SealedStore:
-    path = tmp_path_factory.mktemp("segment") / "store"
-    holoray.encode(weights, path, patterns=["spectral=spectral"])
-    return holoray.open(path)
 
 
 class InPlace:
@@ -193,9 +171,7 @@ def test_sweep_removes_dead_jobs_and_only_those() -> None:
     assert not list(shared_memory.DIRECTORY.glob(f"holoray-{alive.job}-*"))
 
 
-def test_refining_generation_after_generation(
-    names: Names, sealed: SealedStore, weights: dict[str, Array], tmp_path: Path
-) -> None:
+def test_refining_generation_after_generation(names: Names, sealed: SealedStore, checkpoint: dict[str, Array]) -> None:
     memory = NodeMemory(sealed.manifest, names)
     reference = holoray.open(sealed.store)
     for number, goal in enumerate(goals(sealed.manifest, (0.5, 0.9, 0.99, 0.999, 1.0)), start=1):
@@ -206,9 +182,9 @@ def test_refining_generation_after_generation(
         found = attach_weights(sealed.manifest, names, number)
         assert_same(found, reference.load(quality=goal.quality))
         memory.retire(number - 1)
-    for name in weights.keys() - {"spectral"}:
-        assert found[name].tobytes() == weights[name].tobytes()
-    assert not found["planes"].flags.writeable
+    for name in checkpoint.keys() - {"spectral"}:
+        assert found[name].tobytes() == checkpoint[name].tobytes()
+    assert not found["large"].flags.writeable
 
 
 def test_a_slot_done_again_is_overwritten_wholly(names: Names, sealed: SealedStore) -> None:

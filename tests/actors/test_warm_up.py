@@ -1,4 +1,4 @@
-"""Warm-ups on a real Ray: workers, coordinator and nodes are killed, and the weights come out the same."""
+"""Warm-ups on a real local Ray: workers and the coordinator are killed, and the weights come out the same."""
 
 from __future__ import annotations
 
@@ -6,24 +6,18 @@ import os
 import resource
 import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
-import ml_dtypes
 import numpy as np
 import pytest
 import ray
-import slow_store
-from ray import cloudpickle
-from ray.cluster_utils import Cluster
-from slow_store import SlowStore
+from warming import QUALITIES, SLOW_S, SlowStore, assert_exact, is_alive, until
 
 import holoray
-from holoray.actors import remote, shared_memory
+from holoray.actors import remote
 from holoray.actors.coordinator import Generation
 from holoray.actors.roster import Policy
 from holoray.actors.warm_model import WarmModel, warm_up
@@ -34,37 +28,6 @@ from holoray.tensor import Array
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
-cloudpickle.register_pickle_by_value(slow_store)  # workers do not have the tests on their path
-
-SLOW_S = 0.06
-QUALITIES = (0.9, 0.999, 1.0)
-
-
-@pytest.fixture(scope="module")
-def weights() -> dict[str, Array]:
-    rng = np.random.default_rng(0)
-    return {
-        "large": (rng.standard_normal((3000, 1000)) * 0.02).astype(ml_dtypes.bfloat16),
-        "float32": rng.standard_normal((600, 1000)).astype(np.float32),
-        "float16": rng.standard_normal((100, 1000)).astype(np.float16),
-        "spectral": rng.standard_normal((300, 200)).astype(np.float32),
-        "raw": rng.integers(0, 255, (3 << 20) + 7).astype(np.uint8),
-        "empty": np.zeros((0, 3), np.float32),
-        "scalar": np.array(3.5, np.float32),
-    }
-
-
-@pytest.fixture(scope="module")
-def store(weights: dict[str, Array], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("warm") / "store"
-    holoray.encode(weights, path, patterns=["spectral=spectral"])
-    return path
-
-
-@pytest.fixture(scope="module")
-def sealed(store: Path) -> SealedStore:
-    return holoray.open(store)
-
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
@@ -73,46 +36,11 @@ def local_ray() -> Iterator[None]:
     session.close()
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    jobs: list[str] = []
-    new_job = shared_memory.new_job
-    monkeypatch.setattr(shared_memory, "new_job", lambda: jobs.append(new_job()) or jobs[-1])
-    yield
-    assert not [path for job in jobs for path in shared_memory.DIRECTORY.glob(f"holoray-{job}-*")]
-
-
-def assert_exact(model: WarmModel, sealed: SealedStore, weights: dict[str, Array]) -> None:
-    """The last generation is a fault-free load bit for bit, and the checkpoint itself where the codec is exact."""
-    found, expected = model.state_dict(), sealed.load()
-    assert found.keys() == weights.keys()
-    for name, array in expected.items():
-        assert found[name].dtype == weights[name].dtype
-        assert found[name].shape == weights[name].shape
-        assert not found[name].flags.writeable
-        assert found[name].tobytes() == array.tobytes(), name
-        assert name == "spectral" or found[name].tobytes() == weights[name].tobytes()
-    assert model.quality == pytest.approx(1.0, abs=1e-9)
-    assert model.generations[-1]["complete"]
-
-
-def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1]
-
-
 # -- on a private Ray of its own -------------------------------------------------------------------------
 
 
 def test_a_private_ray_leaves_nothing(
-    store: Path, sealed: SealedStore, weights: dict[str, Array], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    store: Path, sealed: SealedStore, checkpoint: dict[str, Array], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[tuple[Generation, dict[str, Array]]] = []
     with warm_up(
@@ -123,7 +51,7 @@ def test_a_private_ray_leaves_nothing(
         on_generation=lambda m, g: seen.append((g, m.state_dict())),
     ) as model:
         model.wait(timeout_s=60)
-        assert_exact(model, sealed, weights)
+        assert_exact(model, sealed, checkpoint)
         model.save(tmp_path / "out.safetensors")
         assert model.metrics_url is not None
         with urlopen(model.metrics_url) as answer:
@@ -139,22 +67,22 @@ def test_a_private_ray_leaves_nothing(
         assert generation.quality >= target - 1e-9
         expected = sealed.load(quality=target)
         assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
-        assert true_quality(found, weights) == pytest.approx(generation.quality, abs=1e-4)
+        assert true_quality(found, checkpoint) == pytest.approx(generation.quality, abs=1e-4)
     assert [g["generation"] for g in model.generations] == [1, 2, 3]
     assert model.generations[-1]["bytes_read"] == sum(t.stored_bytes for t in sealed.manifest.tensors) + len(
         sealed.manifest.encoded
     )
 
     written = SafetensorsFile(tmp_path / "out.safetensors")
-    assert all(written.read(name).tobytes() == model.state_dict()[name].tobytes() for name in weights)
+    assert all(written.read(name).tobytes() == model.state_dict()[name].tobytes() for name in checkpoint)
     fragments = sealed.manifest.fragment_count
     assert f'holoray_fragments_total{{outcome="applied"}} {float(fragments)}' in metrics
     assert "holoray_generation 3.0" in metrics
 
 
-def true_quality(found: dict[str, Array], weights: dict[str, Array]) -> float:
-    floating = [name for name, array in weights.items() if array.dtype.kind in "fV"]
-    wide = {name: weights[name].astype(np.float64) for name in floating}
+def true_quality(found: dict[str, Array], checkpoint: dict[str, Array]) -> float:
+    floating = [name for name, array in checkpoint.items() if array.dtype.kind in "fV"]
+    wide = {name: checkpoint[name].astype(np.float64) for name in floating}
     error = sum(np.sum((found[name].astype(np.float64) - wide[name]) ** 2) for name in floating)
     return float(1.0 - error / sum(np.sum(wide[name] ** 2) for name in floating))
 
@@ -165,7 +93,7 @@ def true_quality(found: dict[str, Array], weights: dict[str, Array]) -> float:
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("when", [0.0, 0.3, 0.6])
 def test_a_killed_worker_changes_nothing(
-    when: float, store: Path, sealed: SealedStore, weights: dict[str, Array]
+    when: float, store: Path, sealed: SealedStore, checkpoint: dict[str, Array]
 ) -> None:
     with warm_up(SlowStore(store, SLOW_S), workers=2, qualities=QUALITIES) as model:
         victim = until(lambda: len(model.crew()) == 2 and model.crew())[0]
@@ -173,7 +101,7 @@ def test_a_killed_worker_changes_nothing(
         assert model.quality < 1.0, "killed too late to matter"
         os.kill(victim["pid"], signal.SIGKILL)
         model.wait(timeout_s=60)
-        assert_exact(model, sealed, weights)
+        assert_exact(model, sealed, checkpoint)
         assert [g["generation"] for g in model.generations] == [1, 2, 3]
         crew = until(lambda: len(model.crew()) == 2 and model.crew())
         assert victim["worker"] not in {w["worker"] for w in crew}
@@ -182,22 +110,22 @@ def test_a_killed_worker_changes_nothing(
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_hung_worker_is_replaced(store: Path, sealed: SealedStore, weights: dict[str, Array]) -> None:
+def test_a_hung_worker_is_replaced(store: Path, sealed: SealedStore, checkpoint: dict[str, Array]) -> None:
     policy = Policy(task_timeout_s=3.0)
     with warm_up(SlowStore(store, SLOW_S), workers=2, qualities=QUALITIES, policy=policy) as model:
         victim = until(lambda: len(model.crew()) == 2 and model.crew())[0]
         os.kill(victim["pid"], signal.SIGSTOP)
         model.wait(timeout_s=60)
-        assert_exact(model, sealed, weights)
+        assert_exact(model, sealed, checkpoint)
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_killed_coordinator_changes_nothing(store: Path, sealed: SealedStore, weights: dict[str, Array]) -> None:
+def test_a_killed_coordinator_changes_nothing(store: Path, sealed: SealedStore, checkpoint: dict[str, Array]) -> None:
     with warm_up(SlowStore(store, SLOW_S), workers=2, qualities=QUALITIES) as model:
         model.wait(0.9, timeout_s=60)
         ray.kill(model._coordinator)
         model.wait(timeout_s=60)
-        assert_exact(model, sealed, weights)
+        assert_exact(model, sealed, checkpoint)
         numbers = [g["generation"] for g in model.generations]
         assert numbers == sorted(set(numbers))
 
@@ -258,7 +186,7 @@ def test_what_is_refused_before_anything_starts(store: Path, tmp_path: Path) -> 
         ({"where": holoray.MemoryStore()}, UsageError),
     ):
         with pytest.raises(error):
-            warm_up(**arguments)  # type: ignore[arg-type]
+            warm_up(**arguments)
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -270,41 +198,3 @@ def test_a_failing_callback_is_not_lost(store: Path) -> None:
         with pytest.raises(HolorayError, match="ZeroDivisionError"):
             model.wait(timeout_s=60)
         assert model.generation == 1
-
-
-# -- on several nodes ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A head with the driver; tests add nodes. The temporary directory must be short (unix sockets)."""
-    directory = tempfile.mkdtemp(prefix="hr-", dir="/tmp")
-    options = {"object_store_memory": 80 << 20, "include_dashboard": False}
-    cluster = Cluster()
-    cluster.add_node(num_cpus=0, temp_dir=directory, **options)
-    cluster.options = options
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def nodes_of(model: WarmModel) -> set[str]:
-    return {worker["node"] for worker in model.crew()}
-
-
-@pytest.mark.parametrize("loses_a_node", [False, True])
-def test_two_nodes_and_a_receiver(
-    loses_a_node: bool, cluster: Cluster, store: Path, sealed: SealedStore, weights: dict[str, Array]
-) -> None:
-    nodes = [cluster.add_node(num_cpus=1, **cluster.options) for _ in range(2)]
-    cluster.wait_for_nodes()
-    with warm_up(SlowStore(store, SLOW_S), workers=2, qualities=QUALITIES, address=cluster.address) as model:
-        until(lambda: len(nodes_of(model)) == 3)  # the driver's node has a receiver
-        if loses_a_node:
-            time.sleep(0.3)
-            assert model.quality < 1.0, "lost too late to matter"
-            cluster.remove_node(nodes[0], allow_graceful=False)
-        model.wait(timeout_s=90)
-        assert_exact(model, sealed, weights)
-        assert [g["generation"] for g in model.generations] == [1, 2, 3]

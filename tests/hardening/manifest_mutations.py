@@ -23,7 +23,20 @@ _KEY = b"holoray"
 _I64 = (0, 1, -1, 2, 7, 255, 4095, 4096, 1 << 16, 1 << 19, (1 << 31) - 1, 1 << 31, 1 << 40, (1 << 63) - 1, -(1 << 63))
 _I32 = tuple(n for n in _I64 if -(1 << 31) <= n < 1 << 31)
 _F64 = (0.0, -0.0, 1.0, -1.0, 1e-320, 1e308, -1e308, 1.7e308, float("inf"), float("-inf"), float("nan"))
-_TEXT = ("", "layer.bias", "../../etc/passwd", "\0", "a\nb", "\x1b[2J", "\u202e", "x" * 5000, "planes", "raw", "none", "zstd")
+_TEXT = (
+    "",
+    "layer.bias",
+    "../../etc/passwd",
+    "\0",
+    "a\nb",
+    "\x1b[2J",
+    "\u202e",
+    "x" * 5000,
+    "planes",
+    "raw",
+    "none",
+    "zstd",
+)
 
 
 def reseal(files: Blobs) -> Blobs:
@@ -234,17 +247,24 @@ def _payload(random_: random.Random, draft: Draft) -> None:
     if random_.random() < 0.5:
         new = (new + bytes(len(old)))[: len(old)]  # of the old length: most layouts ask for it
     if len(new) == len(old):
-        draft.files[name] = draft.files[name][: fragment["offset"]] + new + draft.files[name][fragment["offset"] + len(old) :]
+        draft.files[name] = (
+            draft.files[name][: fragment["offset"]] + new + draft.files[name][fragment["offset"] + len(old) :]
+        )
     else:  # appended: the others stay where they are
         fragment["offset"] = len(draft.files[name])
         draft.files[name] += new
-        for file in draft.header["files"] if isinstance(draft.header.get("files"), list) else []:
-            if file.get("number") == fragment["file"]:
-                file["bytes"] = len(draft.files[name])
+        _set_size(draft, fragment["file"], len(draft.files[name]))
     if fragment["compression"] == "none":
         fragment["raw_bytes"] = len(new)
     digests = Digests.of(new)
     fragment |= {"stored_bytes": len(new), "xxh3_64": digests.xxh3_64, "sha256": digests.sha256}
+
+
+def _set_size(draft: Draft, number: int, nbytes: int) -> None:
+    files = draft.header.get("files")
+    for file in files if isinstance(files, list) else []:
+        if isinstance(file, dict) and file.get("number") == number:
+            file["bytes"] = nbytes
 
 
 MUTATIONS: tuple[Callable[[random.Random, Draft], None], ...] = (

@@ -37,7 +37,21 @@ ADDRESS_SPACE_BYTES = 2 << 30
 """Address space a mutant may use beyond what the process has when it begins."""
 VERIFY_SHARE, FILE_SHARE = 0.15, 0.1
 
-BOUNDARIES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, (1 << 63) - 1, 1 << 63)
+BOUNDARIES = (
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    (1 << 63) - 1,
+    1 << 63,
+)
 
 
 def mutate_bytes(random_: random.Random, data: bytes, other: bytes) -> bytes:
@@ -64,7 +78,11 @@ def _flip(random_: random.Random, data: bytes, other: bytes) -> bytes:
 
 def _set(random_: random.Random, data: bytes, other: bytes) -> bytes:
     at, length = _place(random_, data), random_.choice((1, 1, 4, 64))
-    return data[:at] + bytes([random_.choice((0, 1, 0x7F, 0x80, 0xFF, random_.randrange(256)))]) * length + data[at + length :]
+    return (
+        data[:at]
+        + bytes([random_.choice((0, 1, 0x7F, 0x80, 0xFF, random_.randrange(256)))]) * length
+        + data[at + length :]
+    )
 
 
 def _number(random_: random.Random, data: bytes, other: bytes) -> bytes:

@@ -144,7 +144,7 @@ def test_metadata_of_the_checkpoint_survives(tmp_path: Path) -> None:
     assert SafetensorsFile(tmp_path / "out.safetensors").metadata == {"format": "pt"}
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     pass
 
 
@@ -156,9 +156,9 @@ def _interrupted(path: Path, store: Path, after: int) -> None:
         nonlocal count
         count += 1
         if count == after:
-            raise _Stop
+            raise _StopError
 
-    with pytest.raises(_Stop):
+    with pytest.raises(_StopError):
         holoray.encode(path, store, on_tensor=stop)
 
 

@@ -1,0 +1,68 @@
+"""What tests of real warm-ups share: a store that takes its time, so that harm can be done meanwhile, and checks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from ray import cloudpickle
+
+from holoray.actors.warm_model import WarmModel
+from holoray.pipelines.sealed_store import SealedStore
+from holoray.stores import LocalStore
+from holoray.tensor import Array
+
+SLOW_S: Final = 0.06
+QUALITIES: Final = (0.9, 0.999, 1.0)
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not have the tests on their path
+
+
+class SlowStore(LocalStore):
+    """Sleeps before each read of a fragment file."""
+
+    def __init__(self, path: str | os.PathLike[str], delay_s: float) -> None:
+        super().__init__(path)
+        self.delay_s = delay_s
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path, "delay_s": self.delay_s}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def read_into(self, name: str, offset: int, out: memoryview) -> int:
+        if name.startswith("fragments-"):
+            time.sleep(self.delay_s)
+        return super().read_into(name, offset, out)
+
+
+def assert_exact(model: WarmModel, sealed: SealedStore, checkpoint: dict[str, Array]) -> None:
+    """The last generation is a fault-free load bit for bit, and the checkpoint itself where the codec is exact."""
+    found, expected = model.state_dict(), sealed.load()
+    assert found.keys() == checkpoint.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == checkpoint[name].dtype
+        assert found[name].shape == checkpoint[name].shape
+        assert not found[name].flags.writeable
+        assert found[name].tobytes() == array.tobytes(), name
+        assert name == "spectral" or found[name].tobytes() == checkpoint[name].tobytes()
+    assert model.quality == pytest.approx(1.0, abs=1e-9)
+    assert model.generations[-1]["complete"]
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1]

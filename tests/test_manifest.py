@@ -1,0 +1,187 @@
+"""The manifest: what is written is read back, and what nobody would write is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import holoray
+from holoray.errors import FormatError, LimitError
+from holoray.fragment import TensorEntry
+from holoray.manifest import SCHEMA, FileEntry, Manifest, read_manifest
+from holoray.tensor import Array
+
+
+@pytest.fixture(scope="module")
+def manifest(model: dict[str, Array]) -> Manifest:
+    store = holoray.MemoryStore()
+    holoray.encode(model, store, patterns=["layers.0.mlp*=spectral"])
+    return holoray.open(store).manifest
+
+
+def test_round_trip(manifest: Manifest) -> None:
+    again = read_manifest(Manifest(manifest.tensors, manifest.files, manifest.options, manifest.metadata).encoded)
+    assert again == manifest
+    assert again.root == manifest.root
+
+
+def test_any_arrow_tool_reads_it(manifest: Manifest) -> None:
+    table = pa.ipc.open_file(pa.py_buffer(manifest.encoded)).read_all()
+    assert table.num_rows == len(manifest.tensors)
+    assert table["fragments"].combine_chunks().flatten().field("gain").to_pylist() == [
+        f.gain for t in manifest.tensors for f in t.fragments
+    ]
+
+
+def refused(manifest: Manifest, error: type[Exception] = FormatError) -> None:
+    with pytest.raises(error):
+        read_manifest(Manifest(manifest.tensors, manifest.files, manifest.options, manifest.metadata).encoded)
+
+
+def with_tensor(manifest: Manifest, position: int, **changes: Any) -> Manifest:
+    tensors = list(manifest.tensors)
+    tensors[position] = replace(tensors[position], **changes)
+    return replace(manifest, tensors=tuple(tensors))
+
+
+def with_fragment(manifest: Manifest, position: int, index: int, /, **changes: Any) -> Manifest:
+    fragments = list(manifest.tensors[position].fragments)
+    fragments[index] = replace(fragments[index], **changes)
+    return with_tensor(manifest, position, fragments=tuple(fragments))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"index": 5},
+        {"layer": 1},
+        {"slot": 7},
+        {"requires": 0},
+        {"compression": "zstd"},
+        {"compression": "brotli"},
+        {"stored_bytes": -1},
+        {"stored_bytes": 1 << 60},
+        {"raw_bytes": 3},
+        {"gain": float("nan")},
+        {"gain": float("inf")},
+        {"file": 12345},
+        {"file": -1},
+        {"offset": -1},
+        {"offset": (1 << 63) - 1},
+        {"offset": 1 << 40},
+        {"order": 0},
+        {"order": -1},
+        {"order": 10**6},
+    ],
+    ids=str,
+)
+def test_impossible_fragments(changes: dict[str, Any], manifest: Manifest) -> None:
+    refused(with_fragment(manifest, 0, 1, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"codec": "raw"},
+        {"codec": "zip"},
+        {"config": {}},
+        {"config": {"threshold": 1, "top": 2}},
+        {"residual": -1.0},
+        {"residual": float("nan")},
+        {"residual": float("inf")},
+        {"fragments": ()},
+    ],
+    ids=str,
+)
+def test_impossible_tensors(changes: dict[str, Any], manifest: Manifest) -> None:
+    refused(with_tensor(manifest, 0, **changes))
+
+
+def test_shapes_that_do_not_fit(manifest: Manifest) -> None:
+    entry = manifest.tensors[0]
+    for shape in ((1500, 900), (1 << 40, 1), (1 << 62,)):
+        raw_shape = object.__new__(type(entry.spec))
+        for name, value in (("name", entry.name), ("dtype", "BF16"), ("shape", shape)):
+            object.__setattr__(raw_shape, name, value)
+        refused(with_tensor(manifest, 0, spec=raw_shape))
+
+
+def test_lists_that_contradict_themselves(manifest: Manifest) -> None:
+    refused(replace(manifest, tensors=(*manifest.tensors, manifest.tensors[0])))
+    refused(replace(manifest, files=(*manifest.files, manifest.files[0])))
+    refused(replace(manifest, files=manifest.files[1:]))
+    refused(replace(manifest, files=(*manifest.files, FileEntry(-1, 3, ""))))
+    overlapping = with_fragment(manifest, 0, 1, offset=manifest.tensors[0].fragments[0].offset + 1)
+    refused(overlapping)
+
+
+def test_streaming_before_a_prerequisite(manifest: Manifest) -> None:
+    first, later = manifest.tensors[0].fragments[0], manifest.tensors[0].fragments[2]
+    assert later.requires == 0
+    swapped = with_fragment(with_fragment(manifest, 0, 0, order=later.order), 0, 2, order=first.order)
+    refused(swapped)
+
+
+def _encoded(table_metadata: bytes, tensors: tuple[TensorEntry, ...], manifest: Manifest) -> bytes:
+    batch = pa.ipc.open_file(pa.py_buffer(manifest.encoded)).get_batch(0)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, SCHEMA.with_metadata({b"holoray": table_metadata})) as writer:
+        writer.write_batch(batch.replace_schema_metadata({b"holoray": table_metadata}))
+    encoded: bytes = sink.getvalue().to_pybytes()
+    return encoded
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"[" * 100_000,
+        b'{"format": 2, "files": [], "options": {}, "metadata": {}}',
+        b'{"format": 1}',
+        b'{"format": 1, "files": 3, "options": {}, "metadata": {}}',
+        b'{"format": 1, "files": [{"number": "x"}], "options": {}, "metadata": {}}',
+        b'{"format": 1, "files": [], "options": [], "metadata": {}}',
+    ],
+    ids=lambda header: header[:30].decode(),
+)
+def test_malformed_headers(header: bytes, manifest: Manifest) -> None:
+    with pytest.raises(FormatError):
+        read_manifest(_encoded(header, manifest.tensors, manifest))
+
+
+def test_newer_formats_say_upgrade(manifest: Manifest) -> None:
+    header = json.dumps({"format": 99, "files": [], "options": {}, "metadata": {}}).encode()
+    with pytest.raises(FormatError) as caught:
+        read_manifest(_encoded(header, manifest.tensors, manifest))
+    assert "upgrade" in caught.value.hint
+
+
+@pytest.mark.parametrize("data", [b"", b"ARROW1", b"ARROW1\0\0" + bytes(64), bytes(1000)])
+def test_what_is_no_arrow_file(data: bytes) -> None:
+    with pytest.raises(FormatError):
+        read_manifest(data)
+
+
+def test_other_schemas(manifest: Manifest) -> None:
+    table = pa.table({"name": ["x"]})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(FormatError, match="schema"):
+        read_manifest(sink.getvalue().to_pybytes())
+
+
+def test_a_tensor_that_claims_too_much_is_a_bomb() -> None:
+    store = holoray.MemoryStore()
+    holoray.encode({"w": np.zeros((2000, 2000), np.float32)}, store, codec="raw")
+    manifest = holoray.open(store).manifest
+    assert manifest.tensors[0].spec.nbytes / manifest.tensors[0].stored_bytes > 1000  # an honest one may be extreme
+    tiny = tuple(replace(f, stored_bytes=1) for f in manifest.tensors[0].fragments)
+    refused(with_tensor(manifest, 0, fragments=tiny), LimitError)
