@@ -20,7 +20,7 @@ from holoray.tensor import Array
 @pytest.fixture(scope="module")
 def manifest(model: dict[str, Array]) -> Manifest:
     store = holoray.MemoryStore()
-    holoray.encode(model, store, patterns=["layers.0.mlp*=spectral"])
+    holoray.encode(model, store, pattern=["layers.0.mlp*=spectral"])
     return holoray.open(store).manifest
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -63,10 +64,12 @@ def warm_up(
     sealed = SealedStore(where if isinstance(where, Store) else os.path.abspath(_local(where)), expect)
     targets = check_qualities(qualities)
     goals(sealed.manifest, targets)
-    registry.warm()  # or every worker would compile the kernels for itself
     cpus = workers or len(os.sched_getaffinity(0))
-    session = remote.connect(address, cpus)
+    with ThreadPoolExecutor(1) as pool:
+        compiled = pool.submit(registry.warm)  # or every worker would compile the kernels for itself
+        session = remote.connect(address, cpus)
     try:
+        compiled.result()
         count = workers or (cpus if session.private_dir else remote.cluster_cpus())
         return WarmModel(sealed, targets, session, count, started, metrics_port, on_generation, policy)
     except BaseException:

@@ -40,7 +40,7 @@ def inspection(sealed: SealedStore) -> dict[str, Any]:
         "bytes_stored": manifest.bytes_stored,
         "options": dict(manifest.options),
         "per_tensor": per_tensor,
-        "quality_curve": [{"bytes": nbytes, "quality": quality} for nbytes, quality in sealed.quality_curve()],
+        "quality_curve": [point._asdict() for point in sealed.quality_curve()],
         "seconds": time.perf_counter() - start,
     }
 
@@ -62,7 +62,7 @@ def curve_table(values: Mapping[str, Any]) -> Table:
     """The quality curve at evenly spaced numbers of bytes."""
     curve = values["quality_curve"]
     out = table(
-        "quality by bytes read, in streaming order", ">read", ">of the checkpoint", ">quality", ">relative error"
+        "quality by bytes read", ">read", ">of the checkpoint", ">quality", ">relative error"
     )
     total = curve[-1]["bytes"]
     for step in range(1, _CURVE_ROWS + 1):

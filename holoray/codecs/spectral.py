@@ -97,7 +97,8 @@ class SpectralCodec(Codec):
         for rows, columns in tiles(matrix.shape, self.tile):
             weights[rows, columns] = _inverse_dct(_inverse_dct(matrix[rows, columns]).T).T
         largest = _LARGEST[spec.dtype]
-        return np.clip(np.ldexp(weights, self.exponent), -largest, largest).astype(DTYPES[spec.dtype]).reshape(spec.shape)
+        clipped = np.clip(np.ldexp(weights, self.exponent), -largest, largest)
+        return clipped.astype(DTYPES[spec.dtype]).reshape(spec.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,8 @@ class Deal:
     def count(self, last_offset: int) -> int:
         """Coefficients of a fragment whose offset in the last strip is `last_offset`."""
         in_last = self.size - (self.strips - 1) * self.strip
-        return (self.strips - 1) * (self.strip // self.fragments) + max(0, -(-(in_last - last_offset) // self.fragments))
+        before = (self.strips - 1) * (self.strip // self.fragments)
+        return before + max(0, -(-(in_last - last_offset) // self.fragments))
 
     def places(self, shifts: npt.NDArray[np.int64], fragment: int) -> npt.NDArray[np.int64]:
         """Raster positions of the fragment's coefficients, ascending."""
@@ -171,7 +173,10 @@ def tiles(shape: tuple[int, int], tile: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _splitmix64(seed: int, first: int, count: int) -> npt.NDArray[np.uint64]:
-    """Numbers first..first+count-1 of the sequence. Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014)."""
+    """Numbers first..first+count-1 of the sequence.
+
+    Steele, Lea, Flood: Fast splittable pseudorandom number generators (2014).
+    """
     with np.errstate(over="ignore"):
         z = np.uint64(seed) + np.arange(first + 1, first + count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

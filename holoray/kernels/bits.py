@@ -99,8 +99,10 @@ def _store(dtype: Any) -> Any:
 def _pointer(dtype: Any) -> Any:
     """An intrinsic that makes a typed pointer of an address (int64)."""
 
+    element = ir.FloatType() if dtype == types.float32 else ir.IntType(dtype.bitwidth)
+
     def emit(builder: Any, address: Any) -> Any:
-        return builder.inttoptr(address, ir.IntType(dtype.bitwidth).as_pointer())
+        return builder.inttoptr(address, element.as_pointer())
 
     pointer: Any = types.CPointer
     return _instruction(pointer(dtype), (types.int64,), emit)
@@ -128,6 +130,7 @@ store_u64: Final = _store(types.uint64)
 _pointer_u8: Final = _pointer(types.uint8)
 _pointer_u16: Final = _pointer(types.uint16)
 _pointer_u64: Final = _pointer(types.uint64)
+_pointer_f32: Final = _pointer(types.float32)
 
 
 def _deposit_table() -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -225,3 +228,9 @@ def unowned(array: Any) -> Any:
 def words_from(rows: Any, first: int, count: int) -> Any:
     """uint16[256 * count]: `count` rows of a uint64[n, 64] from `first` on, without an owner."""
     return _carray(_pointer_u16(address_of(rows) + 512 * first), (256 * count,), np.uint16)
+
+
+@njit(nogil=True, cache=True)
+def floats_from(rows: Any, first: int, count: int) -> Any:
+    """float32[128 * count]: `count` rows of a uint64[n, 64] from `first` on, without an owner."""
+    return _carray(_pointer_f32(address_of(rows) + 512 * first), (128 * count,), np.float32)

@@ -24,8 +24,7 @@ from holoray.fragment import NO_PREREQUISITE
 from holoray.kernels.bits import HARDWARE
 from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
 from holoray.kernels.planes_groups import KINDS
-from holoray.kernels.planes_pack import ERRORS, LANES, SLACK, encode_run, exponent_histogram
-from holoray.kernels.planes_words import ROWS
+from holoray.kernels.planes_pack import ENCODE_ROWS, ERRORS, LANES, SLACK, encode_run, exponent_histogram
 from holoray.tensor import Array, TensorSpec, canonical
 
 OUTLIER_SHARE: Final = 0.0015
@@ -110,7 +109,7 @@ class _Run:
     def encode(self, values: npt.NDArray[np.float32], hardware: bool) -> None:
         codec = self.codec
         escapes, places, outliers = self.entries
-        work = np.zeros((ROWS, 64), np.uint64)
+        work = np.zeros((ENCODE_ROWS, 64), np.uint64)
         encode_run(
             self.bits, values, self.kind, codec.threshold, codec.top, codec.tail_cut,
             self.planes, self.signs, self.tail, self.records, escapes, places, outliers,

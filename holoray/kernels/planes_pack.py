@@ -12,6 +12,7 @@ from holoray.kernels import planes_words as words
 from holoray.kernels.bits import (
     address_of,
     bits_float,
+    floats_from,
     hardware_extract,
     load_u64,
     popcount,
@@ -42,6 +43,12 @@ LANES: Final = 256
 SLACK: Final = 16
 """Bytes behind a stream that writing may touch."""
 
+# Rows of the working memory behind those of the decoder.
+_FIELDS: Final = words.ROWS
+_TRUE: Final = _FIELDS + 16
+_COARSE: Final = _TRUE + 32
+_READ: Final = _COARSE + 32
+ENCODE_ROWS: Final = _READ + 2
 _TAIL_ROWS: Final = LOWS
 _GROUP: Final = lay.GROUP
 _SIGN: Final = lay.TAIL_PLANES
@@ -100,8 +107,9 @@ def encode_run(
     digits = words_from(work, WORDS, 16)
     lows = words_from(work, _TAIL_ROWS, 16)
     ranks = words_from(work, RANKS, 17)
-    fields = np.zeros(_GROUP, np.uint16)
-    true, coarse = np.zeros(_GROUP, np.float32), np.zeros(_GROUP, np.float32)
+    fields = words_from(work, _FIELDS, 16)
+    true, coarse = floats_from(work, _TRUE, 32), floats_from(work, _COARSE, 32)
+    read = floats_from(work, _READ, 2)
     groups = (count + _GROUP - 1) // _GROUP
     for group in range(groups):
         start = group * _GROUP
@@ -111,7 +119,7 @@ def encode_run(
                 offsets[stream, group // (lay.BLOCK // _GROUP)] = positions[stream]
         _read(bits, values, start, size, kind, group_bits, fields, true, coarse)
         _split(fields, threshold, top, tail_cut, digits, lows)
-        _measure(fields, digits, lows, true, coarse, threshold, tail_cut, errors)
+        _measure(fields, digits, lows, true, coarse, read, threshold, tail_cut, errors)
         words.words_to_planes(work, WORDS, 16)
         _digit_planes(work, top - tail_cut, planes, group, groups)
         words.words_to_planes(work, _TAIL_ROWS, 16)
@@ -196,12 +204,19 @@ def _split(fields: Any, threshold: int, top: int, tail_cut: int, digits: Any, lo
 
 @njit(nogil=True, cache=True)
 def _measure(
-    fields: Any, digits: Any, lows: Any, true: Any, coarse: Any, threshold: int, tail_cut: int, errors: Any
+    fields: Any,
+    digits: Any,
+    lows: Any,
+    true: Any,
+    coarse: Any,
+    read: Any,
+    threshold: int,
+    tail_cut: int,
+    errors: Any,
 ) -> None:
-    """Add the squared errors of the group to errors[row, k % 256], for every row of ERRORS."""
+    """Add the squared errors of the group to errors[row, k % 256], for every row of ERRORS; `read` is working memory."""
     bias = np.uint16(((threshold + tail_cut - 127) << 7) & 0xFFFF)
     outlier = np.uint16(1 << _OUTLIER)
-    read = np.empty(LANES, np.float32)
     for layer in range(lay.TAIL):
         # The layer's digits without shifting: the lower ones cleared, and one unit is 2^below.
         below = (-1 - layer if layer < 4 else tail_cut) - tail_cut

@@ -35,10 +35,12 @@ def encode(
 ) -> EncodeReport:
     """Encode a checkpoint (safetensors file, sharded directory, or dict of arrays) into a store.
 
-    `codec` is for tensors that no `pattern` names (`"GLOB=CODEC"`, several of them, or a mapping; first match wins); `dtype` ("bf16", "f16", "f32")
-    casts floating tensors first; `fragments`, `seed` and `tile` matter to `spectral`; `compression` is "zstd", "lz4"
-    or "none". An interrupted encode of the same files resumes. Raises UsageError for options without meaning or a
-    store that is already there, FormatError for a malformed checkpoint, CapacityError for a full disk.
+    `codec` is for tensors that no `pattern` names (`"GLOB=CODEC"`, several of them, or a mapping; the first match
+    wins); `dtype` ("bf16", "f16", "f32") casts floating tensors first; `fragments`, `seed` and `tile` matter to
+    `spectral`; `compression` is "zstd", "lz4" or "none". An interrupted encode of the same files resumes.
+
+    Raises UsageError for options without meaning or a store that is already there, FormatError for a malformed
+    checkpoint, CapacityError for a full disk.
     """
     policy = EncodePolicy(codec, fragments, seed, dtype, parse_patterns(pattern), compression, tile)
     return encode_with_policy(checkpoint, uri, policy, overwrite=overwrite, threads=threads, on_tensor=on_tensor)

@@ -44,7 +44,8 @@ class Destination(Protocol):
 class FragmentPipeline:
     """Carries units of one sealed store to their destination.
 
-    `strict` checks sha256 besides xxh3_64; `finalize=False` leaves tensors as accumulated. Errors stop the run: the first one is raised once all threads are idle.
+    `strict` checks sha256 besides xxh3_64; `finalize=False` leaves tensors as accumulated. Errors stop the run: the
+    first one is raised once all threads are idle.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ class Loader:
         return self._progress.fragments_read
 
     def state_dict(self) -> dict[str, Array]:
-        """The weights as they are now; tensors of which nothing is there are zeros. Later loads refine them in place."""
+        """The weights as they are now (zeros where nothing is there yet); later loads refine them in place."""
         return {t.name: self._accumulator(i).out for i, t in enumerate(self._manifest.tensors)}
 
     def open(self, tensor: int) -> Accumulator:

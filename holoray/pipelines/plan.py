@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from holoray.codecs.base import present_with_prerequisites
 from holoray.errors import CapacityError, QualityError, UsageError
@@ -98,15 +99,22 @@ def streaming_keys(manifest: Manifest) -> list[Key]:
     return [(t, index) for _, t, index in ordered]
 
 
-def quality_curve(manifest: Manifest) -> list[tuple[int, float]]:
-    """(bytes read, quality) after the manifest, and after each fragment in streaming order; measured gains."""
+class CurvePoint(NamedTuple):
+    """Quality after so many bytes, manifest included."""
+
+    bytes: int
+    quality: float
+
+
+def quality_curve(manifest: Manifest) -> list[CurvePoint]:
+    """Bytes read and quality after the manifest, and after each fragment in streaming order; measured gains."""
     ledger = QualityLedger(manifest.tensors)
     nbytes = len(manifest.encoded)
-    curve = [(nbytes, ledger.quality.ratio)]
+    curve = [CurvePoint(nbytes, ledger.quality.ratio)]
     for t, index in streaming_keys(manifest):
         ledger.add(t, index)
         nbytes += manifest.tensors[t].fragments[index].stored_bytes
-        curve.append((nbytes, ledger.quality.ratio))
+        curve.append(CurvePoint(nbytes, ledger.quality.ratio))
     return curve
 
 

@@ -9,7 +9,7 @@ from holoray.errors import FormatError, IntegrityError, SourceError
 from holoray.integrity import format_root, parse_root
 from holoray.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest
 from holoray.pipelines.loader import Loader, OnFragment
-from holoray.pipelines.plan import Target, quality_curve, select
+from holoray.pipelines.plan import CurvePoint, Target, quality_curve, select
 from holoray.pipelines.verify import BadFragment, verify
 from holoray.stores import MANIFEST, ROOT, Store, open_store
 from holoray.tensor import Array
@@ -80,8 +80,8 @@ class SealedStore:
         """Bytes of the fragments that a load to the target would fetch."""
         return sum(self.manifest.tensors[t].fragments[i].stored_bytes for t, i in select(self.manifest, target))
 
-    def quality_curve(self) -> list[tuple[int, float]]:
-        """(bytes read so far, quality) in streaming order, from the gains measured when encoding."""
+    def quality_curve(self) -> list[CurvePoint]:
+        """Bytes read so far and quality, in streaming order, from the gains measured when encoding."""
         return quality_curve(self.manifest)
 
     def verify(self, on_progress: Callable[[int], None] | None = None) -> list[BadFragment]:

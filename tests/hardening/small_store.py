@@ -34,7 +34,7 @@ def weights() -> dict[str, Array]:
 @cache
 def _encoded() -> tuple[tuple[str, bytes], ...]:
     store = MemoryStore()
-    holoray.encode(weights(), store, patterns=PATTERNS, fragments=4, threads=1)
+    holoray.encode(weights(), store, pattern=PATTERNS, fragments=4, threads=1)
     return tuple(sorted(store.blobs.items()))
 
 

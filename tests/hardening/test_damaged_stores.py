@@ -129,7 +129,7 @@ def test_files_that_are_missing_empty_or_longer() -> None:
 def test_files_of_another_store_are_refused() -> None:
     """The same checkpoint encoded with another seed: every file is whole, but not of this store."""
     other = holoray.MemoryStore()
-    holoray.encode(weights(), other, patterns=PATTERNS, fragments=4, seed=1, threads=1)
+    holoray.encode(weights(), other, pattern=PATTERNS, fragments=4, seed=1, threads=1)
     for name, data in other.blobs.items():
         if data != blobs()[name]:
             assert fate(damaged(name, data)) == "error", name

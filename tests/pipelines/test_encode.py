@@ -58,7 +58,7 @@ def test_what_is_mandatory(model: Model) -> None:
 
 def test_patterns_choose_and_the_first_match_wins(model: Model) -> None:
     store = MemoryStore()
-    holoray.encode(model, store, codec="raw", patterns=["embed.*=planes", "*.weight=spectral", "embed.*=raw"])
+    holoray.encode(model, store, codec="raw", pattern=["embed.*=planes", "*.weight=spectral", "embed.*=raw"])
     codecs = {t.name: t.codec for t in holoray.open(store).manifest.tensors}
     assert codecs["embed.weight"] == "planes"
     assert codecs["layers.0.mlp.weight"] == "spectral"
@@ -96,8 +96,8 @@ def test_the_store_does_not_depend_on_the_number_of_threads(model: Model, codec:
         {"codec": "zip"},
         {"compression": "brotli"},
         {"dtype": "int8"},
-        {"patterns": ["no codec"]},
-        {"patterns": ["*=zip"]},
+        {"pattern": ["no codec"]},
+        {"pattern": ["*=zip"]},
         {"fragments": 0},
         {"fragments": 5000},
         {"seed": -1},

@@ -1,0 +1,312 @@
+"""Small inputs that ask for much memory or time: what becomes of each, and how far the memory of a process grows.
+
+    python tests/hardening/bombs.py NAME    prints a JSON object {outcomes, grown_mib, seconds}
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import zstandard
+from manifest_mutations import Row, read_rows, reseal, write_rows
+from small_store import Blobs, blobs, pristine, store_of
+
+import holoray
+from holoray.errors import HolorayError
+from holoray.integrity import Digests
+from holoray.manifest import MAX_MANIFEST_BYTES, SCHEMA
+from holoray.pipelines.api import load_file
+from holoray.stores import MANIFEST, ROOT, LocalStore, Store, fragment_file
+
+GIB = 1 << 30
+BOMBS: dict[str, Callable[[Path], Store]] = {}
+"""What builds the store, given a directory to put large files into."""
+
+
+def bomb(build: Callable[[Path], Store]) -> Callable[[Path], Store]:
+    BOMBS[build.__name__] = build
+    return build
+
+
+def _zeros(compressor: Any, nbytes: int) -> bytes:
+    """`nbytes` zeros through a streaming compressor, so that nobody holds them."""
+    piece = bytes(1 << 20)
+    return b"".join(compressor.compress(piece) for _ in range(nbytes >> 20)) + compressor.flush()
+
+
+def _with_payload(tensor: str, payload: bytes, **values: Any) -> Store:
+    """A store whose fragment 0 of a tensor has another payload, with digests that agree, at the end of its file."""
+    files = blobs()
+    header, rows = read_rows(files[MANIFEST])
+    fragment = _row(rows, tensor)["fragments"][0]
+    name, digests = fragment_file(fragment["file"]), Digests.of(payload)
+    fragment |= {"offset": len(files[name]), "stored_bytes": len(payload)}
+    fragment |= {"xxh3_64": digests.xxh3_64, "sha256": digests.sha256} | values
+    files[name] += payload
+    _file(header, fragment["file"])["bytes"] = len(files[name])
+    return _sealed(files, header, rows)
+
+
+def _sealed(files: Blobs, header: Row, rows: list[Row]) -> Store:
+    return store_of(reseal(files | {MANIFEST: write_rows(header, rows)}))
+
+
+def _row(rows: list[Row], tensor: str) -> Row:
+    return next(row for row in rows if row["name"] == tensor)
+
+
+def _file(header: Row, number: int) -> Row:
+    found: Row = next(file for file in header["files"] if file["number"] == number)
+    return found
+
+
+@bomb
+def zstd_states_a_gibibyte(directory: Path) -> Store:
+    payload = _zeros(zstandard.ZstdCompressor().compressobj(size=GIB), GIB)
+    return _with_payload("layer.raw", payload, compression="zstd")
+
+
+@bomb
+def zstd_does_not_state_its_gibibyte(directory: Path) -> Store:
+    return _with_payload("layer.raw", _zeros(zstandard.ZstdCompressor().compressobj(), GIB), compression="zstd")
+
+
+@bomb
+def zstd_gibibyte_behind_an_honest_frame(directory: Path) -> Store:
+    honest = zstandard.ZstdCompressor().compress(bytes(90 * 46 * 2))
+    payload = honest + _zeros(zstandard.ZstdCompressor().compressobj(size=GIB), GIB)
+    return _with_payload("layer.raw", payload, compression="zstd")
+
+
+@bomb
+def zstd_window_of_two_gibibytes(directory: Path) -> Store:
+    size = 90 * 46 * 2
+    # Magic, descriptor (2 bytes of content size, no single segment), window 2^(10 + 21), content size - 256, RLE block.
+    frame = bytes.fromhex("28b52ffd") + bytes([0b0100_0000, 21 << 3]) + (size - 256).to_bytes(2, "little")
+    frame += (1 | 1 << 1 | size << 3).to_bytes(3, "little") + b"\0"
+    return _with_payload("layer.raw", frame, compression="zstd")
+
+
+@bomb
+def lz4_frame_of_a_gibibyte(directory: Path) -> Store:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "lz4") as stream:
+        for _ in range(GIB >> 20):
+            stream.write(bytes(1 << 20))
+    return _with_payload("layer.raw", sink.getvalue().to_pybytes(), compression="lz4")
+
+
+@bomb
+def zstd_bomb_in_a_section_of_planes(directory: Path) -> Store:
+    """The first section of a layer, stored as a zstd frame that states a GiB."""
+    files = blobs()
+    fragment = _row(read_rows(files[MANIFEST])[1], "layer.planes")["fragments"][0]
+    body = files[fragment_file(fragment["file"])][fragment["offset"] : fragment["offset"] + fragment["stored_bytes"]]
+    plane = int.from_bytes(body[4:8], "little")
+    frame = _zeros(zstandard.ZstdCompressor().compressobj(size=GIB), GIB)[: plane & 0x3FFFFFFF]
+    changed = len(frame).to_bytes(4, "little") + (2 << 30 | plane).to_bytes(4, "little") + body[8:]
+    head = len(body) - sum(int.from_bytes(body[i : i + 4], "little") for i in range(0, _directory_bytes(body), 8))
+    payload = changed[:head] + frame + changed[head + (plane & 0x3FFFFFFF) :]
+    return _with_payload("layer.planes", payload, raw_bytes=len(payload))
+
+
+def _directory_bytes(body: bytes) -> int:
+    """Length of the directory of layer 0 of the small store's planes: its sections are all there is in the body."""
+    config = json.loads(_row(read_rows(blobs()[MANIFEST])[1], "layer.planes")["config"])
+    return 8 * (int(config["top"]) + 1 + 1 + 2)
+
+
+@bomb
+def frame_that_lies_about_a_gibibyte(directory: Path) -> Store:
+    """Manifest and frame agree on a GiB that is not there: the tensor is allocated, but never touched."""
+    payload = _zeros(zstandard.ZstdCompressor().compressobj(size=GIB), GIB)
+    payload = payload[:20_000] + b"\xff" * 20_000
+    store = _with_payload("layer.spectral", payload, raw_bytes=GIB, compression="zstd")
+    header, rows = read_rows(store.read(MANIFEST, GIB))
+    row = _row(rows, "layer.spectral")
+    row |= {"shape": [1 << 14, 1 << 14], "fragments": row["fragments"][:1]}
+    config = json.loads(row["config"]) | {"fragments": 1, "shifts": "AAAA" * (1024 * 2 // 3) + "AAA="}
+    row["config"] = json.dumps(config)
+    for order, fragment in enumerate(f for r in rows for f in r["fragments"]):
+        fragment["order"] = order
+    return _sealed(dict(store.blobs), header, rows)  # type: ignore[attr-defined]
+
+
+@bomb
+def stored_bytes_of_an_exbibyte(directory: Path) -> Store:
+    files = blobs()
+    header, rows = read_rows(files[MANIFEST])
+    fragment = _row(rows, "layer.raw")["fragments"][0]
+    _file(header, fragment["file"])["bytes"] = 1 << 62
+    fragment |= {"stored_bytes": 1 << 60, "offset": 1 << 60}
+    return _sealed(files, header, rows)
+
+
+def _huge_claim(tensor: str, shape: list[int]) -> Store:
+    """A shape of terabytes, in files that are said to be large enough for it."""
+    files = blobs()
+    header, rows = read_rows(files[MANIFEST])
+    row = _row(rows, tensor)
+    row["shape"] = shape
+    for position, fragment in enumerate(row["fragments"]):
+        _file(header, fragment["file"])["bytes"] = 1 << 62
+        fragment |= {"stored_bytes": 1 << 50, "offset": (position + 1) << 51}
+        if fragment["compression"] == "none":
+            fragment["raw_bytes"] = 1 << 50
+    return _sealed(files, header, rows)
+
+
+@bomb
+def raw_tensor_of_terabytes(directory: Path) -> Store:
+    return _huge_claim("layer.raw", [1 << 40])
+
+
+@bomb
+def planes_tensor_of_terabytes(directory: Path) -> Store:
+    return _huge_claim("layer.planes", [1 << 20, 1 << 20])
+
+
+@bomb
+def spectral_tensor_of_terabytes(directory: Path) -> Store:
+    store = _huge_claim("layer.spectral", [1 << 20, 1 << 20])
+    header, rows = read_rows(store.read(MANIFEST, GIB))
+    row = _row(rows, "layer.spectral")
+    row["config"] = json.dumps(json.loads(row["config"]) | {"shifts": "AAAA" * (1024 * 2 // 3) + "AAA="})
+    return _sealed(dict(store.blobs), header, rows)  # type: ignore[attr-defined]
+
+
+@bomb
+def empty_tensor_of_yobibytes(directory: Path) -> Store:
+    """No elements, but other dimensions that no array can have."""
+    files = blobs()
+    header, rows = read_rows(files[MANIFEST])
+    _row(rows, "layer.empty")["shape"] = [1 << 40, 0, 1 << 40]
+    return _sealed(files, header, rows)
+
+
+@bomb
+def rank_of_a_hundred_thousand(directory: Path) -> Store:
+    files = blobs()
+    header, rows = read_rows(files[MANIFEST])
+    _row(rows, "layer.scale")["shape"] = [1] * 100_000
+    return _sealed(files, header, rows)
+
+
+def _config(text: str) -> Store:
+    files = blobs()
+    header, rows = read_rows(files[MANIFEST])
+    _row(rows, "layer.raw")["config"] = text
+    return _sealed(files, header, rows)
+
+
+@bomb
+def config_nests_a_million_objects(directory: Path) -> Store:
+    return _config('{"a":' * 1_000_000 + "1" + "}" * 1_000_000)
+
+
+@bomb
+def config_nests_a_million_lists(directory: Path) -> Store:
+    return _config("[" * 1_000_000)
+
+
+@bomb
+def config_number_of_a_million_digits(directory: Path) -> Store:
+    return _config('{"seed":' + "9" * 1_000_000 + "}")
+
+
+@bomb
+def header_nests_a_million_lists(directory: Path) -> Store:
+    files = blobs()
+    _, rows = read_rows(files[MANIFEST])
+    manifest = write_rows(b'{"options":' + b"[" * 1_000_000, rows)
+    return store_of(reseal(files | {MANIFEST: manifest}))
+
+
+@bomb
+def name_of_a_mebibyte(directory: Path) -> Store:
+    files = blobs()
+    header, rows = read_rows(files[MANIFEST])
+    rows[0]["name"] = "n" * (1 << 20)
+    return _sealed(files, header, rows)
+
+
+@bomb
+def manifest_compressed_by_arrow(directory: Path) -> Store:
+    """50 KB that Arrow's file reader inflates to a GiB before anyone may look at it."""
+    files = blobs()
+    header, rows = read_rows(files[MANIFEST])
+    rows[0]["config"] = " " * GIB
+    schema = SCHEMA.with_metadata({b"holoray": json.dumps(header).encode()})
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(sink, schema, options=options) as writer:
+        writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
+    return store_of(reseal(files | {MANIFEST: sink.getvalue().to_pybytes()}))
+
+
+def _sparse(directory: Path, name: str, nbytes: int) -> Store:
+    for blob, data in blobs().items():
+        (directory / blob).write_bytes(data)
+    with open(directory / name, "r+b") as file:
+        file.truncate(nbytes)
+    return LocalStore(directory)
+
+
+@bomb
+def manifest_file_beyond_the_limit(directory: Path) -> Store:
+    return _sparse(directory, MANIFEST, MAX_MANIFEST_BYTES + 1)
+
+
+@bomb
+def root_file_of_a_gibibyte(directory: Path) -> Store:
+    return _sparse(directory, ROOT, GIB)
+
+
+def outcomes(store: Store, directory: Path) -> dict[str, str]:
+    """What open, verify, load and load to a file come to: `ok` or the name of a holoray error."""
+    verbs: dict[str, Callable[[], Any]] = {
+        "open": lambda: holoray.open(store),
+        "curve": lambda: holoray.open(store).quality_curve(),
+        "verify": lambda: holoray.open(store).verify(),
+        "load": lambda: holoray.open(store).load(),
+        "file": lambda: load_file(holoray.open(store), directory / "out.safetensors"),
+    }
+    return {name: _outcome(verb) for name, verb in verbs.items()}
+
+
+def _outcome(verb: Callable[[], Any]) -> str:
+    try:
+        verb()
+    except HolorayError as error:
+        return type(error).__name__
+    return "ok"
+
+
+def _status_mib(key: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def main(name: str) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        pristine()  # what every process has: modules, compiled kernels, a first load
+        store = BOMBS[name](Path(directory))
+        gc.collect()
+        pa.default_memory_pool().release_unused()
+        Path("/proc/self/clear_refs").write_text("5")  # from now on VmHWM is the peak since here
+        before, start = _status_mib("VmRSS"), time.perf_counter()
+        result = outcomes(store, Path(directory))
+        grown, seconds = _status_mib("VmHWM") - before, time.perf_counter() - start
+    print(json.dumps({"outcomes": result, "grown_mib": round(grown, 1), "seconds": round(seconds, 2)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
