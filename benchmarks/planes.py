@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +86,38 @@ def minilm() -> dict[str, Array]:
     return {k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items() if v.ndim == 2 and v.size >= 4096}
 
 
-def best(run: Callable[[], object], repeat: int, before: Callable[[], object] | None = None) -> tuple[float, float]:
-    """Best and median seconds of `run`, each time after `before`."""
-    times = []
+@dataclass(frozen=True)
+class Timing:
+    """Best and median seconds, and how often as fast as the reference, which ran alternately."""
+
+    best_s: float
+    median_s: float
+    ratio: float = 0.0
+
+
+def time_of(
+    run: Callable[[], object],
+    repeat: int,
+    *,
+    before: Callable[[], object] | None = None,
+    reference: Callable[[], object] | None = None,
+) -> Timing:
+    """Time `run`, each time after `before`. A shared machine drifts: `reference` takes turns with it."""
+    times, references = [], []
     for _ in range(repeat):
+        if reference is not None:
+            references.append(seconds(reference))
         if before is not None:
             before()
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times), statistics.median(times)
+        times.append(seconds(run))
+    ratio = statistics.median(references) / statistics.median(times) if references else 0.0
+    return Timing(min(times), statistics.median(times), ratio)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def measure(title: str, tensors: Sequence[Encoded], pool: ThreadPoolExecutor, repeat: int) -> None:
@@ -104,11 +127,12 @@ def measure(title: str, tensors: Sequence[Encoded], pool: ThreadPoolExecutor, re
     def everywhere(work: Callable[..., Any], *args: Any) -> Callable[[], object]:
         return lambda: list(pool.map(lambda item: work(*item, *args), runs))
 
-    def report(name: str, seconds: tuple[float, float], base: float) -> float:
-        rates = [nbytes / s / 1e9 for s in seconds]
-        ratio = f"{base / seconds[0]:5.2f}x zstd" if base else ""
-        print(f"{title:9} {name:34} {rates[0]:6.2f} GB/s (median {rates[1]:6.2f}) {ratio}", flush=True)
-        return seconds[0]
+    def report(name: str, run: Callable[[], object], before: Callable[[], object] | None = None) -> None:
+        timing = time_of(run, repeat, before=before, reference=plain)
+        rates = [nbytes / s / 1e9 for s in (timing.best_s, timing.median_s)]
+        print(
+            f"{title:9} {name:34} {rates[0]:6.2f} GB/s (median {rates[1]:6.2f}) {timing.ratio:5.2f}x zstd", flush=True
+        )
 
     flat = np.concatenate([as_bytes(t.array) for t in tensors])
     frames = [
@@ -123,13 +147,16 @@ def measure(title: str, tensors: Sequence[Encoded], pool: ThreadPoolExecutor, re
             _local.zstd = zstandard.ZstdDecompressor()
         _local.zstd.decompress(frame)
 
-    base = report("zstd level 1", best(lambda: list(pool.map(unzip, frames)), repeat), 0)
+    def plain() -> None:
+        list(pool.map(unzip, frames))
+
+    report("zstd level 1", plain)
     everything = tensors[0].layers
-    report("all layers: xxh3, zstd, decode", best(everywhere(load, 0, everything), repeat), base)
+    report("all layers: xxh3, zstd, decode", everywhere(load, 0, everything))
     if not all(np.array_equal(as_bytes(t.array), as_bytes(t.out)) for t in tensors):
         raise RuntimeError("decoded weights differ")
-    report("first two layers", best(everywhere(load, 0, 2), repeat), base)
-    report("first five layers", best(everywhere(load, 0, 5), repeat), base)
+    report("first two layers", everywhere(load, 0, 2))
+    report("first five layers", everywhere(load, 0, 5))
     ready = {id(t): [_ready(t, slot) for slot in range(t.encoder.parts)] for t in tensors}
 
     def kernel(tensor: Encoded, slot: int, first: int, end: int) -> None:
@@ -146,20 +173,19 @@ def measure(title: str, tensors: Sequence[Encoded], pool: ThreadPoolExecutor, re
         ("kernel: step of the tail", 5, 6),
     ):
         before = everywhere(kernel, 0, first) if first else None
-        report(name, best(everywhere(kernel, first, end), repeat, before), base)
+        report(name, everywhere(kernel, first, end), before)
     for tensor in tensors:
         tensor.accumulator._hardware = False
-    report("kernel: all layers, tables", best(everywhere(kernel, 0, everything), repeat), base)
-    one_plane = best(everywhere(kernel, 1, 2), repeat, everywhere(kernel, 0, 1))
-    report("kernel: step of one plane, tables", one_plane, base)
+    report("kernel: all layers, tables", everywhere(kernel, 0, everything))
+    report("kernel: step of one plane, tables", everywhere(kernel, 1, 2), everywhere(kernel, 0, 1))
 
     def encode(tensor: Encoded, slot: int) -> None:
         for fragment in tensor.encoder.encode(slot):
             xxhash.xxh3_64_intdigest(fragment.payload)
             hashlib.sha256(fragment.payload).digest()
 
-    report("encode: zstd, xxh3, sha256", best(everywhere(encode), min(repeat, 3)), 0)
-    report("choose a configuration", best(lambda: [_choose(t) for t in tensors], 3), 0)
+    report("encode: zstd, xxh3, sha256", everywhere(encode))
+    report("choose a configuration", lambda: [_choose(t) for t in tensors])
 
 
 def _choose(tensor: Encoded) -> PlanesEncoder:

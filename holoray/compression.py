@@ -16,8 +16,11 @@ ZSTD: Final = "zstd"
 NAMES: Final = (NONE, LZ4, ZSTD)
 
 ZSTD_LEVEL: Final = 1
-# Compression that saves less than this share costs more time at load than the bytes are worth (ADR 0003).
+# Compression that saves less than this share costs more time at load than the bytes are worth (ADR 0003). Sections of
+# `planes` are what bytes are saved with; whole fragments (`raw`, `spectral`) are there to load at memory speed.
 MIN_SAVING: Final = 0.015
+MIN_FRAGMENT_SAVING: Final = 0.3
+_SAMPLE_BYTES: Final = 1 << 16
 
 # LZ4 cannot reach more; frames that claim to are refused before memory is reserved for them.
 _LZ4_MAX_RATIO: Final = 255
@@ -46,13 +49,26 @@ def check_name(name: str) -> str:
     return name
 
 
-def compress(name: str, data: Any) -> tuple[str, Any]:
-    """Compress a bytes-like object if that saves at least `MIN_SAVING`; returns (name actually used, bytes-like)."""
-    size = memoryview(data).nbytes
-    if name == NONE or size == 0:
+def compress(name: str, data: Any, min_saving: float = MIN_SAVING) -> tuple[str, Any]:
+    """Compress a bytes-like object if that saves at least `min_saving`; returns (name actually used, bytes-like)."""
+    view = memoryview(data).cast("B")
+    if name == NONE or view.nbytes == 0 or not _promising(name, view, min_saving):
         return NONE, data
-    small: bytes = _compressor().compress(data) if name == ZSTD else _lz4.compress(data, asbytes=True)
-    return (name, small) if len(small) <= size * (1 - MIN_SAVING) else (NONE, data)
+    small = _compress(name, view)
+    return (name, small) if len(small) <= view.nbytes * (1 - min_saving) else (NONE, data)
+
+
+def _promising(name: str, view: memoryview, min_saving: float) -> bool:
+    """Whether a sample from the middle saves nearly as much as is wanted: noise is not worth a full try."""
+    if view.nbytes <= 4 * _SAMPLE_BYTES:
+        return True
+    middle = view.nbytes // 2
+    return len(_compress(name, view[middle : middle + _SAMPLE_BYTES])) <= _SAMPLE_BYTES * (1 - 0.8 * min_saving)
+
+
+def _compress(name: str, view: memoryview) -> bytes:
+    small: bytes = _compressor().compress(view) if name == ZSTD else _lz4.compress(view, asbytes=True)
+    return small
 
 
 def decompress(name: str, data: Any, raw_bytes: int) -> Any:

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from holoray.errors import UsageError
-from holoray.tensor import FLOATING, Array, dtype_name
+from holoray.tensor import DTYPES, FLOATING, Array, dtype_name
+
+
+_ENERGY_BLOCK = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,19 @@ def finite_energy(array: Array) -> float:
     """Sum of squares of the finite elements in float64; 0 for dtypes that are not floating."""
     if dtype_name(array.dtype) not in FLOATING:
         return 0.0
+    flat, total = array.reshape(-1), 0.0
     with np.errstate(invalid="ignore", over="ignore"):  # signalling NaNs; float64 values whose squares overflow
-        values = array.reshape(-1).astype(np.float64)
-        finite = values[np.isfinite(values)]
-        return float(np.dot(finite, finite))
+        for start in range(0, flat.size, _ENERGY_BLOCK):  # blocks that stay in the cache
+            values = _widened(flat[start : start + _ENERGY_BLOCK])
+            energy = float(np.square(values, dtype=np.float64).sum())
+            if not math.isfinite(energy):
+                energy = float(np.square(values[np.isfinite(values)], dtype=np.float64).sum())
+            total += energy
+    return total
+
+
+def _widened(values: Array) -> Array:
+    """The same values in a dtype that NumPy computes with natively; bfloat16 by a shift (its cast is ten times slower)."""
+    if values.dtype == DTYPES["BF16"]:
+        return (values.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return values.astype(np.promote_types(values.dtype, np.float32) if values.dtype.kind == "f" else np.float32)

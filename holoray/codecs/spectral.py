@@ -69,10 +69,6 @@ class SpectralCodec(Codec):
     def deal(self, size: int) -> Deal:
         return Deal(size, self.fragments, self.seed)
 
-    def offsets(self, spec: TensorSpec, fragment: int) -> npt.NDArray[np.int64]:
-        """int64[strips]: where in each strip the fragment's first coefficient stands; the others follow N apart."""
-        return self.deal(spec.size).offsets(self.group_shifts, fragment)
-
     def shapes(self, spec: TensorSpec) -> Iterator[FragmentShape]:
         deal = self.deal(spec.size)
         last = deal.last_offset(self.group_shifts)
@@ -85,9 +81,10 @@ class SpectralCodec(Codec):
 
     def decode(self, spec: TensorSpec, payloads: Mapping[int, Any]) -> Array:
         deal = self.deal(spec.size)
+        offsets = deal.offsets(self.group_shifts)
         coefficients = np.zeros(deal.strips * deal.strip)
         for index, payload in payloads.items():
-            places = deal.places(self.group_shifts, index)
+            places = deal.places(offsets, index)
             values = np.frombuffer(payload, "<f4")
             if values.size != places.size:
                 raise FormatError(f"spectral fragment {index} of {spec.name!r} has {values.size} coefficients")
@@ -130,9 +127,13 @@ class Deal:
         """int64[strips]: pseudo-random rotation of each strip (splitmix64 of seed and strip)."""
         return self._rotations(0, self.strips)
 
-    def offsets(self, shifts: npt.NDArray[np.int64], fragment: int) -> npt.NDArray[np.int64]:
+    def offsets(self, shifts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """int64[strips]: where in each strip fragment 0 begins; its coefficients follow N apart.
+
+        Fragment i begins at (offset + i) mod N.
+        """
         of_strip = np.repeat(shifts, self.strips_per_group)[: self.strips]
-        return (fragment - self.rotations() - of_strip) % self.fragments
+        return (-self.rotations() - of_strip) % self.fragments
 
     def last_offset(self, shifts: npt.NDArray[np.int64]) -> int:
         """Offset of fragment 0 in the last strip, without computing the others: `size` may be an absurd claim."""
@@ -149,9 +150,9 @@ class Deal:
         before = (self.strips - 1) * (self.strip // self.fragments)
         return before + max(0, -(-(in_last - last_offset) // self.fragments))
 
-    def places(self, shifts: npt.NDArray[np.int64], fragment: int) -> npt.NDArray[np.int64]:
+    def places(self, offsets: npt.NDArray[np.int64], fragment: int) -> npt.NDArray[np.int64]:
         """Raster positions of the fragment's coefficients, ascending."""
-        starts = np.arange(self.strips) * self.strip + self.offsets(shifts, fragment)
+        starts = np.arange(self.strips) * self.strip + (offsets + fragment) % self.fragments
         places = (starts[:, None] + np.arange(0, self.strip, self.fragments)).reshape(-1)
         return places[places < self.size]
 

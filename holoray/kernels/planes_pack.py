@@ -48,7 +48,8 @@ _FIELDS: Final = words.ROWS
 _TRUE: Final = _FIELDS + 16
 _COARSE: Final = _TRUE + 32
 _READ: Final = _COARSE + 32
-ENCODE_ROWS: Final = _READ + 2
+_SEEN: Final = _READ + 32
+ENCODE_ROWS: Final = _SEEN + 16
 _TAIL_ROWS: Final = LOWS
 _GROUP: Final = lay.GROUP
 _SIGN: Final = lay.TAIL_PLANES
@@ -109,7 +110,7 @@ def encode_run(
     ranks = words_from(work, RANKS, 17)
     fields = words_from(work, _FIELDS, 16)
     true, coarse = floats_from(work, _TRUE, 32), floats_from(work, _COARSE, 32)
-    read = floats_from(work, _READ, 2)
+    read, seen = floats_from(work, _READ, 32), words_from(work, _SEEN, 16)
     groups = (count + _GROUP - 1) // _GROUP
     for group in range(groups):
         start = group * _GROUP
@@ -119,16 +120,14 @@ def encode_run(
                 offsets[stream, group // (lay.BLOCK // _GROUP)] = positions[stream]
         _read(bits, values, start, size, kind, group_bits, fields, true, coarse)
         _split(fields, threshold, top, tail_cut, digits, lows)
-        _measure(fields, digits, lows, true, coarse, read, threshold, tail_cut, errors)
+        _measure(fields, digits, lows, true, coarse, read, seen, threshold, tail_cut, errors)
         words.words_to_planes(work, WORDS, 16)
         _digit_planes(work, top - tail_cut, planes, group, groups)
         words.words_to_planes(work, _TAIL_ROWS, 16)
         _pack_signs(work, top, tail_cut, address_of(signs), signs.shape[1], positions, hardware)
         _pack_tail(work, top - tail_cut, address_of(tail), tail.shape[1], positions, hardware)
         _pack_outliers(work, group, group_bits, outlier_places, outlier_values, positions)
-        _pack_records(
-            work, size, group_bits, fields, threshold + tail_cut - 1, ranks, records, escapes, positions, kind
-        )
+        _pack_records(work, size, group_bits, fields, threshold + tail_cut - 1, ranks, records, escapes, positions)
         if kind == F16:
             _half_planes(work, group_bits, fields, threshold + top, planes, top - tail_cut, group, groups)
     for stream in range(lay.STREAMS):
@@ -210,11 +209,12 @@ def _measure(
     true: Any,
     coarse: Any,
     read: Any,
+    seen: Any,
     threshold: int,
     tail_cut: int,
     errors: Any,
 ) -> None:
-    """Add the squared errors of the group to errors[row, k % 256], for every row of ERRORS; `read` is working memory."""
+    """Add the squared errors of the group to errors[row, k % 256], for every row; `read`, `seen`: working memory."""
     bias = np.uint16(((threshold + tail_cut - 127) << 7) & 0xFFFF)
     outlier = np.uint16(1 << _OUTLIER)
     for layer in range(lay.TAIL):
@@ -222,32 +222,33 @@ def _measure(
         below = (-1 - layer if layer < 4 else tail_cut) - tail_cut
         one, kept = np.uint16(1 << below), np.uint16((0xFFFF << below) & 0xFFFF)
         fill, lone = np.float32(0.5 * (1 << below)), np.float32(words.LONE_DIGIT * (1 << below))
-        for j in range(16):
-            first, last = j * LANES, (j + 1) * LANES
-            digits_, fields_ = digits[first:last], fields[first:last]
-            lows_, coarse_ = lows[first:last], coarse[first:last]
-            for i in range(LANES):
-                known = words.digits_word(np.uint16(digits_[i] & kept), one, fill, lone, bias)
-                sign = np.uint16(fields_[i] & np.uint16(0x8000))
-                word = np.uint16(known | sign)
-                value = bits_float(np.uint32(np.uint32(word) << np.uint32(16)))
-                stored, mark = coarse_[i], np.uint16(lows_[i] & outlier)  # loads inside a branch stay branches
-                read[i] = stored if mark != 0 else value
-            _add_squares(true[first:last], read, errors[layer + 1])
-    for i in range(LANES):
-        read[i] = np.float32(0)
-    for j in range(16):
-        first, last = j * LANES, (j + 1) * LANES
-        _add_squares(true[first:last], read, errors[0])
-        _add_squares(true[first:last], coarse[first:last], errors[ERRORS - 1])
+        _layer_words(digits, fields, seen, kept, one, fill, lone, bias)
+        for k in range(_GROUP):
+            stored, mark = coarse[k], np.uint16(lows[k] & outlier)  # loads inside a branch would stay branches
+            value = bits_float(np.uint32(np.uint32(seen[k]) << np.uint32(16)))
+            read[k] = stored if mark != 0 else value
+        _add_squares(true, read, errors[layer + 1])
+    for k in range(_GROUP):
+        read[k] = np.float32(0)
+    _add_squares(true, read, errors[0])
+    _add_squares(true, coarse, errors[ERRORS - 1])
+
+
+@njit(nogil=True, cache=True)
+def _layer_words(digits: Any, fields: Any, seen: Any, kept: Any, one: Any, fill: Any, lone: Any, bias: Any) -> None:
+    """seen[k] = the word that a weight reads of which the digits in the mask `kept` are known (uint16[4096])."""
+    for k in range(_GROUP):
+        known = words.digits_word(np.uint16(digits[k] & kept), one, fill, lone, bias)
+        seen[k] = np.uint16(known | np.uint16(fields[k] & np.uint16(0x8000)))
 
 
 @njit(nogil=True, cache=True)
 def _add_squares(true: Any, read: Any, sums: Any) -> None:
-    """sums[i] += (true[i] - read[i])^2 in float64."""
-    for i in range(LANES):
-        error = np.float64(true[i]) - np.float64(read[i])
-        sums[i] += error * error
+    """sums[k % 256] += (true[k] - read[k])^2 in float64."""
+    for j in range(_GROUP // LANES):
+        for i in range(LANES):
+            error = np.float64(true[j * LANES + i]) - np.float64(read[j * LANES + i])
+            sums[i] += error * error
 
 
 @njit(nogil=True, cache=True)
@@ -341,7 +342,6 @@ def _pack_records(
     records: Any,
     escapes: Any,
     positions: Any,
-    kind: int,
 ) -> None:
     """Append the weights below the tail cut; `exponent` is the exponent field of the largest of them."""
     if size < _GROUP:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from holoray.codecs.base import Codec
 from holoray.codecs.raw import RUN_BYTES, RawCodec
-from holoray.compression import compress, decompress
+from holoray.compression import MIN_FRAGMENT_SAVING, compress, decompress
 from holoray.fragment import NO_PREREQUISITE, FragmentEntry
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
@@ -31,7 +31,7 @@ class RawEncoder(Encoder):
         per_run = RUN_BYTES // self.array.itemsize
         run = self.array.reshape(-1)[part * per_run : (part + 1) * per_run]
         gain = finite_energy(run)
-        name, payload = compress(self.options.compression, as_bytes(run))
+        name, payload = compress(self.options.compression, as_bytes(run), MIN_FRAGMENT_SAVING)
         # A float64 run may hold values whose squares overflow; its quality is then not measured.
         gain = gain if np.isfinite(gain) else 0.0
         return [EncodedFragment(part, 0, part, NO_PREREQUISITE, name, run.nbytes, gain, bytes(payload))]

@@ -13,7 +13,7 @@ from numba import njit
 
 from holoray.codecs.base import Codec
 from holoray.codecs.spectral import MAX_FRAGMENTS, Deal, SpectralCodec, matrix_shape, tiles
-from holoray.compression import compress, decompress
+from holoray.compression import MIN_FRAGMENT_SAVING, compress, decompress
 from holoray.errors import UsageError
 from holoray.fragment import NO_PREREQUISITE, FragmentEntry
 from holoray.kernels.accumulator import Accumulator
@@ -36,7 +36,7 @@ class SpectralEncoder(Encoder):
         super().__init__(spec, array, options)
         if not 1 <= options.fragments <= MAX_FRAGMENTS:
             raise UsageError(f"spectral takes 1 to {MAX_FRAGMENTS} fragments, not {options.fragments}")
-        exponent = _scaling_exponent(array)
+        exponent = self._exponent = _scaling_exponent(array)
         weights = array.astype(np.float32).reshape(matrix_shape(spec.shape))
         if exponent:
             weights = np.ldexp(weights, -exponent)
@@ -53,18 +53,17 @@ class SpectralEncoder(Encoder):
             exponent=exponent,
             shifts=base64.b64encode(shifts.astype("<u2").tobytes()).decode(),
         )
+        self._deal, self._offsets = deal, deal.offsets(shifts)
         self.residual = self._measure_residual()
 
     def encode(self, part: int) -> list[EncodedFragment]:
         return [self._fragment(index) for index in range(self.options.fragments)]
 
     def _fragment(self, index: int) -> EncodedFragment:
-        deal = Deal(self.spec.size, self.options.fragments, self.options.seed)
-        assert isinstance(self.codec, SpectralCodec)
-        values = self.coefficients[deal.places(self.codec.group_shifts, index)]
+        values = _gather_fragment(self.coefficients, self._deal, self._offsets, index)
         wide = values.astype(np.float64)
-        gain = float(np.ldexp(np.dot(wide, wide), 2 * self.codec.exponent))
-        name, payload = compress(self.options.compression, values.view(np.uint8))
+        gain = float(np.ldexp(np.dot(wide, wide), 2 * self._exponent))
+        name, payload = compress(self.options.compression, values.view(np.uint8), MIN_FRAGMENT_SAVING)
         return EncodedFragment(index, 0, index, NO_PREREQUISITE, name, values.nbytes, gain, bytes(payload))
 
     def _measure_residual(self) -> float:
@@ -83,6 +82,7 @@ class SpectralAccumulator(Accumulator):
     def __init__(self, spec: TensorSpec, codec: Codec, out: Array, memory: npt.NDArray[np.uint8] | None = None) -> None:
         super().__init__(spec, codec, out)
         self._deal = self.codec.deal(spec.size)
+        self._offsets = self._deal.offsets(self.codec.group_shifts)
         memory = np.zeros(self.state_nbytes(spec, codec), np.uint8) if memory is None else memory
         self._coefficients = memory.view(np.float32)
         self._held = np.zeros(self.codec.fragments, np.uint8)
@@ -100,26 +100,27 @@ class SpectralAccumulator(Accumulator):
         self._held[slot] = min(layers, 1)
 
     def slot_nbytes(self, slot: int) -> int:
-        return 4 * self._places(slot).size
+        return 4 * self._deal.count((int(self._offsets[-1]) + slot) % self._deal.fragments)
 
     def read_slot(self, slot: int) -> npt.NDArray[np.uint32]:
-        return self._coefficients[self._places(slot)].view(np.uint32)
+        return _gather_fragment(self._coefficients, self._deal, self._offsets, slot).view(np.uint32)
 
     def write_slot(self, slot: int, content: npt.NDArray[Any]) -> None:
-        self._coefficients[self._places(slot)] = content.view(np.float32)
-        self._held[slot] = 1
-
-    def _places(self, slot: int) -> npt.NDArray[np.int64]:
-        return self._deal.places(self.codec.group_shifts, slot)
+        self._scatter(slot, content.view(np.float32))
 
     def decompress(self, entries: Sequence[FragmentEntry], payloads: Sequence[Any], scratch: Scratch) -> Any:
         return decompress(entries[0].compression, payloads[0], entries[0].raw_bytes)
 
     def accumulate(self, slot: int, decompressed: Any, scratch: Scratch) -> None:
-        values = np.require(np.frombuffer(decompressed, "<f4"), requirements="A")
-        values.flags.writeable = False  # one type for Numba, whether the bytes came from a buffer or from zstd
-        offsets = self.codec.offsets(self.spec, slot)
-        _scatter(self._coefficients, values, offsets, self._deal.strip, self._deal.fragments, self.spec.size)
+        self._scatter(slot, np.frombuffer(decompressed, "<f4"))
+
+    def _scatter(self, slot: int, values: npt.NDArray[np.float32]) -> None:
+        values = np.require(values, requirements="A").view()
+        values.flags.writeable = False  # one type for Numba, wherever the bytes come from
+        deal = self._deal
+        _scatter(
+            self._coefficients, values, (self._offsets + slot) % deal.fragments, deal.strip, deal.fragments, deal.size
+        )
         self._held[slot] = 1
 
     def finalize(self) -> None:
@@ -181,6 +182,25 @@ def _balanced_shifts(coefficients: npt.NDArray[np.float32], deal: Deal) -> npt.N
     return shifts
 
 
+def _gather_fragment(
+    coefficients: npt.NDArray[np.float32], deal: Deal, offsets: npt.NDArray[np.int64], fragment: int
+) -> npt.NDArray[np.float32]:
+    """A copy of the fragment's coefficients, in raster order."""
+    starts = (offsets + fragment) % deal.fragments
+    values = np.empty(deal.count(int(starts[-1])), np.float32)
+    _gather(coefficients, values, starts, deal.strip, deal.fragments, deal.size)
+    return values
+
+
+@njit(nogil=True, cache=True)
+def _gather(coefficients, values, offsets, strip, step, size):  # type: ignore[no-untyped-def]
+    k = 0
+    for s in range(offsets.size):
+        for place in range(s * strip + offsets[s], min((s + 1) * strip, size), step):
+            values[k] = coefficients[place]
+            k += 1
+
+
 @njit(nogil=True, cache=True)
 def _scatter(coefficients, values, offsets, strip, step, size):  # type: ignore[no-untyped-def]
     k = 0
@@ -191,7 +211,8 @@ def _scatter(coefficients, values, offsets, strip, step, size):  # type: ignore[
 
 
 def warm() -> None:
-    """Compile the scatter, for aligned and for read-only values."""
+    """Compile the kernels."""
     values = np.zeros(1, np.float32)
+    _gather(np.zeros(1, np.float32), values, np.zeros(1, np.int64), 1, 1, 1)
     values.flags.writeable = False
     _scatter(np.zeros(1, np.float32), values, np.zeros(1, np.int64), 1, 1, 1)

@@ -16,7 +16,7 @@ from holoray.codecs.planes import PlanesCodec
 from holoray.codecs.registry import get_codec
 from holoray.errors import FormatError, HolorayError, TruncatedError
 from holoray.kernels.scratch import Scratch
-from holoray.tensor import TensorSpec
+from holoray.tensor import Array, TensorSpec
 
 DTYPES = ("BF16", "F16", "F32")
 SIZES = (1, 17, 4095, 4096, 4097, 65536, 65537, 1 << 19, (1 << 19) + 3)
@@ -147,7 +147,7 @@ def test_any_bits_under_any_configuration(data: st.DataObject) -> None:
     top = data.draw(st.integers(0, min(special - threshold, 16 + tail_cut)))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     count = data.draw(st.sampled_from([1, 100, 4096, 5000, 66_000]))
-    bits = rng.integers(0, 1 << 16, count, dtype=np.uint32)
+    bits: Array = rng.integers(0, 1 << 16, count, dtype=np.uint32)
     if dtype == "F32":
         near = rng.integers(threshold - 12, threshold + top + 3, count).clip(0, 255) << 23
         bits = (near | rng.integers(0, 1 << 23, count) | rng.integers(0, 2, count) << 31).astype(np.uint32)

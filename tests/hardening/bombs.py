@@ -1,6 +1,7 @@
 """Small inputs that ask for much memory or time: what becomes of each, and how far the memory of a process grows.
 
-    python tests/hardening/bombs.py NAME    prints a JSON object {outcomes, grown_mib, seconds}
+    python tests/hardening/bombs.py --build DIR      writes one store for each bomb (this takes memory)
+    python tests/hardening/bombs.py --measure DIR    prints a JSON object {name: {outcomes, grown_mib, seconds}}
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import zstandard
 from manifest_mutations import Row, read_rows, reseal, write_rows
-from small_store import Blobs, blobs, pristine, store_of
+from small_store import Blobs, blobs, pristine
 
 import holoray
 from holoray.errors import HolorayError
@@ -27,11 +27,14 @@ from holoray.pipelines.api import load_file
 from holoray.stores import MANIFEST, ROOT, LocalStore, Store, fragment_file
 
 GIB = 1 << 30
-BOMBS: dict[str, Callable[[Path], Store]] = {}
-"""What builds the store, given a directory to put large files into."""
+BIG = 1 << 28
+BOMBS: dict[str, Callable[[], Blobs]] = {}
+"""What builds the files of a store."""
+SPARSE = {"manifest_file_beyond_the_limit": (MANIFEST, MAX_MANIFEST_BYTES + 1), "root_file_of_a_gibibyte": (ROOT, GIB)}
+"""Stores of which a file is extended with a hole."""
 
 
-def bomb(build: Callable[[Path], Store]) -> Callable[[Path], Store]:
+def bomb(build: Callable[[], Blobs]) -> Callable[[], Blobs]:
     BOMBS[build.__name__] = build
     return build
 
@@ -42,7 +45,7 @@ def _zeros(compressor: Any, nbytes: int) -> bytes:
     return b"".join(compressor.compress(piece) for _ in range(nbytes >> 20)) + compressor.flush()
 
 
-def _with_payload(tensor: str, payload: bytes, **values: Any) -> Store:
+def _with_payload(tensor: str, payload: bytes, **values: Any) -> Blobs:
     """A store whose fragment 0 of a tensor has another payload, with digests that agree, at the end of its file."""
     files = blobs()
     header, rows = read_rows(files[MANIFEST])
@@ -55,8 +58,8 @@ def _with_payload(tensor: str, payload: bytes, **values: Any) -> Store:
     return _sealed(files, header, rows)
 
 
-def _sealed(files: Blobs, header: Row, rows: list[Row]) -> Store:
-    return store_of(reseal(files | {MANIFEST: write_rows(header, rows)}))
+def _sealed(files: Blobs, header: Row, rows: list[Row]) -> Blobs:
+    return reseal(files | {MANIFEST: write_rows(header, rows)})
 
 
 def _row(rows: list[Row], tensor: str) -> Row:
@@ -69,25 +72,25 @@ def _file(header: Row, number: int) -> Row:
 
 
 @bomb
-def zstd_states_a_gibibyte(directory: Path) -> Store:
-    payload = _zeros(zstandard.ZstdCompressor().compressobj(size=GIB), GIB)
+def zstd_states_too_much() -> Blobs:
+    payload = _zeros(zstandard.ZstdCompressor().compressobj(size=BIG), BIG)
     return _with_payload("layer.raw", payload, compression="zstd")
 
 
 @bomb
-def zstd_does_not_state_its_gibibyte(directory: Path) -> Store:
-    return _with_payload("layer.raw", _zeros(zstandard.ZstdCompressor().compressobj(), GIB), compression="zstd")
+def zstd_does_not_state_its_size() -> Blobs:
+    return _with_payload("layer.raw", _zeros(zstandard.ZstdCompressor().compressobj(), BIG), compression="zstd")
 
 
 @bomb
-def zstd_gibibyte_behind_an_honest_frame(directory: Path) -> Store:
+def zstd_frame_behind_an_honest_one() -> Blobs:
     honest = zstandard.ZstdCompressor().compress(bytes(90 * 46 * 2))
-    payload = honest + _zeros(zstandard.ZstdCompressor().compressobj(size=GIB), GIB)
+    payload = honest + _zeros(zstandard.ZstdCompressor().compressobj(size=BIG), BIG)
     return _with_payload("layer.raw", payload, compression="zstd")
 
 
 @bomb
-def zstd_window_of_two_gibibytes(directory: Path) -> Store:
+def zstd_window_of_two_gibibytes() -> Blobs:
     size = 90 * 46 * 2
     # Magic, descriptor (2 bytes of content size, no single segment), window 2^(10 + 21), content size - 256, RLE block.
     frame = bytes.fromhex("28b52ffd") + bytes([0b0100_0000, 21 << 3]) + (size - 256).to_bytes(2, "little")
@@ -96,22 +99,22 @@ def zstd_window_of_two_gibibytes(directory: Path) -> Store:
 
 
 @bomb
-def lz4_frame_of_a_gibibyte(directory: Path) -> Store:
+def lz4_holds_too_much() -> Blobs:
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "lz4") as stream:
-        for _ in range(GIB >> 20):
+        for _ in range(BIG >> 20):
             stream.write(bytes(1 << 20))
     return _with_payload("layer.raw", sink.getvalue().to_pybytes(), compression="lz4")
 
 
 @bomb
-def zstd_bomb_in_a_section_of_planes(directory: Path) -> Store:
-    """The first section of a layer, stored as a zstd frame that states a GiB."""
+def zstd_bomb_in_a_section_of_planes() -> Blobs:
+    """The first section of a layer, stored as a zstd frame that states too much."""
     files = blobs()
     fragment = _row(read_rows(files[MANIFEST])[1], "layer.planes")["fragments"][0]
     body = files[fragment_file(fragment["file"])][fragment["offset"] : fragment["offset"] + fragment["stored_bytes"]]
     plane = int.from_bytes(body[4:8], "little")
-    frame = _zeros(zstandard.ZstdCompressor().compressobj(size=GIB), GIB)[: plane & 0x3FFFFFFF]
+    frame = _zeros(zstandard.ZstdCompressor().compressobj(size=BIG), BIG)[: plane & 0x3FFFFFFF]
     changed = len(frame).to_bytes(4, "little") + (2 << 30 | plane).to_bytes(4, "little") + body[8:]
     head = len(body) - sum(int.from_bytes(body[i : i + 4], "little") for i in range(0, _directory_bytes(body), 8))
     payload = changed[:head] + frame + changed[head + (plane & 0x3FFFFFFF) :]
@@ -125,23 +128,22 @@ def _directory_bytes(body: bytes) -> int:
 
 
 @bomb
-def frame_that_lies_about_a_gibibyte(directory: Path) -> Store:
+def frame_that_lies_about_a_gibibyte() -> Blobs:
     """Manifest and frame agree on a GiB that is not there: the tensor is allocated, but never touched."""
-    payload = _zeros(zstandard.ZstdCompressor().compressobj(size=GIB), GIB)
-    payload = payload[:20_000] + b"\xff" * 20_000
-    store = _with_payload("layer.spectral", payload, raw_bytes=GIB, compression="zstd")
-    header, rows = read_rows(store.read(MANIFEST, GIB))
+    payload = bytes.fromhex("28b52ffd") + bytes([0b1010_0000]) + GIB.to_bytes(4, "little") + b"\xff" * 20_000
+    files = _with_payload("layer.spectral", payload, raw_bytes=GIB, compression="zstd")
+    header, rows = read_rows(files[MANIFEST])
     row = _row(rows, "layer.spectral")
     row |= {"shape": [1 << 14, 1 << 14], "fragments": row["fragments"][:1]}
     config = json.loads(row["config"]) | {"fragments": 1, "shifts": "AAAA" * (1024 * 2 // 3) + "AAA="}
     row["config"] = json.dumps(config)
     for order, fragment in enumerate(f for r in rows for f in r["fragments"]):
         fragment["order"] = order
-    return _sealed(dict(store.blobs), header, rows)  # type: ignore[attr-defined]
+    return _sealed(files, header, rows)
 
 
 @bomb
-def stored_bytes_of_an_exbibyte(directory: Path) -> Store:
+def stored_bytes_of_an_exbibyte() -> Blobs:
     files = blobs()
     header, rows = read_rows(files[MANIFEST])
     fragment = _row(rows, "layer.raw")["fragments"][0]
@@ -150,41 +152,44 @@ def stored_bytes_of_an_exbibyte(directory: Path) -> Store:
     return _sealed(files, header, rows)
 
 
-def _huge_claim(tensor: str, shape: list[int]) -> Store:
-    """A shape of terabytes, in files that are said to be large enough for it."""
+def _huge_claim(tensor: str, shape: list[int], nbytes: int, **values: Any) -> Blobs:
+    """A shape of terabytes and fragments of `nbytes`, in files that are said to be large enough."""
     files = blobs()
     header, rows = read_rows(files[MANIFEST])
     row = _row(rows, tensor)
     row["shape"] = shape
     for position, fragment in enumerate(row["fragments"]):
         _file(header, fragment["file"])["bytes"] = 1 << 62
-        fragment |= {"stored_bytes": 1 << 50, "offset": (position + 1) << 51}
-        if fragment["compression"] == "none":
-            fragment["raw_bytes"] = 1 << 50
+        fragment |= {"stored_bytes": nbytes, "offset": (position + 1) << 51} | values
     return _sealed(files, header, rows)
 
 
 @bomb
-def raw_tensor_of_terabytes(directory: Path) -> Store:
-    return _huge_claim("layer.raw", [1 << 40])
+def raw_tensor_of_terabytes() -> Blobs:
+    return _huge_claim("layer.raw", [1 << 43], 1 << 40, raw_bytes=1 << 20)
 
 
 @bomb
-def planes_tensor_of_terabytes(directory: Path) -> Store:
-    return _huge_claim("layer.planes", [1 << 20, 1 << 20])
+def planes_tensor_of_gigabytes() -> Blobs:
+    """Its fragments are said to be the first layer of the first six of 2^18 runs."""
+    files = _huge_claim("layer.planes", [1 << 18, 1 << 19], 1 << 20, raw_bytes=1 << 20, layer=0, requires=-1)
+    header, rows = read_rows(files[MANIFEST])
+    for slot, fragment in enumerate(_row(rows, "layer.planes")["fragments"]):
+        fragment["slot"] = slot
+    return _sealed(files, header, rows)
 
 
 @bomb
-def spectral_tensor_of_terabytes(directory: Path) -> Store:
-    store = _huge_claim("layer.spectral", [1 << 20, 1 << 20])
-    header, rows = read_rows(store.read(MANIFEST, GIB))
+def spectral_tensor_of_terabytes() -> Blobs:
+    files = _huge_claim("layer.spectral", [1 << 18, 1 << 18], 1 << 40)
+    header, rows = read_rows(files[MANIFEST])
     row = _row(rows, "layer.spectral")
     row["config"] = json.dumps(json.loads(row["config"]) | {"shifts": "AAAA" * (1024 * 2 // 3) + "AAA="})
-    return _sealed(dict(store.blobs), header, rows)  # type: ignore[attr-defined]
+    return _sealed(files, header, rows)
 
 
 @bomb
-def empty_tensor_of_yobibytes(directory: Path) -> Store:
+def empty_tensor_of_yobibytes() -> Blobs:
     """No elements, but other dimensions that no array can have."""
     files = blobs()
     header, rows = read_rows(files[MANIFEST])
@@ -193,14 +198,14 @@ def empty_tensor_of_yobibytes(directory: Path) -> Store:
 
 
 @bomb
-def rank_of_a_hundred_thousand(directory: Path) -> Store:
+def rank_of_a_hundred_thousand() -> Blobs:
     files = blobs()
     header, rows = read_rows(files[MANIFEST])
     _row(rows, "layer.scale")["shape"] = [1] * 100_000
     return _sealed(files, header, rows)
 
 
-def _config(text: str) -> Store:
+def _config(text: str) -> Blobs:
     files = blobs()
     header, rows = read_rows(files[MANIFEST])
     _row(rows, "layer.raw")["config"] = text
@@ -208,30 +213,30 @@ def _config(text: str) -> Store:
 
 
 @bomb
-def config_nests_a_million_objects(directory: Path) -> Store:
+def config_nests_a_million_objects() -> Blobs:
     return _config('{"a":' * 1_000_000 + "1" + "}" * 1_000_000)
 
 
 @bomb
-def config_nests_a_million_lists(directory: Path) -> Store:
+def config_nests_a_million_lists() -> Blobs:
     return _config("[" * 1_000_000)
 
 
 @bomb
-def config_number_of_a_million_digits(directory: Path) -> Store:
+def config_number_of_a_million_digits() -> Blobs:
     return _config('{"seed":' + "9" * 1_000_000 + "}")
 
 
 @bomb
-def header_nests_a_million_lists(directory: Path) -> Store:
+def header_nests_a_million_lists() -> Blobs:
     files = blobs()
     _, rows = read_rows(files[MANIFEST])
     manifest = write_rows(b'{"options":' + b"[" * 1_000_000, rows)
-    return store_of(reseal(files | {MANIFEST: manifest}))
+    return reseal(files | {MANIFEST: manifest})
 
 
 @bomb
-def name_of_a_mebibyte(directory: Path) -> Store:
+def name_of_a_mebibyte() -> Blobs:
     files = blobs()
     header, rows = read_rows(files[MANIFEST])
     rows[0]["name"] = "n" * (1 << 20)
@@ -239,35 +244,17 @@ def name_of_a_mebibyte(directory: Path) -> Store:
 
 
 @bomb
-def manifest_compressed_by_arrow(directory: Path) -> Store:
-    """50 KB that Arrow's file reader inflates to a GiB before anyone may look at it."""
+def manifest_compressed_by_arrow() -> Blobs:
+    """50 KB that Arrow's file reader inflates 5,000-fold before anyone may look at it."""
     files = blobs()
     header, rows = read_rows(files[MANIFEST])
-    rows[0]["config"] = " " * GIB
+    rows[0]["config"] = " " * BIG
     schema = SCHEMA.with_metadata({b"holoray": json.dumps(header).encode()})
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.ipc.new_file(sink, schema, options=options) as writer:
         writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
-    return store_of(reseal(files | {MANIFEST: sink.getvalue().to_pybytes()}))
-
-
-def _sparse(directory: Path, name: str, nbytes: int) -> Store:
-    for blob, data in blobs().items():
-        (directory / blob).write_bytes(data)
-    with open(directory / name, "r+b") as file:
-        file.truncate(nbytes)
-    return LocalStore(directory)
-
-
-@bomb
-def manifest_file_beyond_the_limit(directory: Path) -> Store:
-    return _sparse(directory, MANIFEST, MAX_MANIFEST_BYTES + 1)
-
-
-@bomb
-def root_file_of_a_gibibyte(directory: Path) -> Store:
-    return _sparse(directory, ROOT, GIB)
+    return reseal(files | {MANIFEST: sink.getvalue().to_pybytes()})
 
 
 def outcomes(store: Store, directory: Path) -> dict[str, str]:
@@ -295,18 +282,39 @@ def _status_mib(key: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def main(name: str) -> None:
-    with tempfile.TemporaryDirectory() as directory:
+def build(directory: Path) -> None:
+    for name, files in BOMBS.items():
+        _write(directory / name, files())
+    for name, (blob, nbytes) in SPARSE.items():
+        _write(directory / name, blobs())
+        with open(directory / name / blob, "r+b") as file:
+            file.truncate(nbytes)
+
+
+def _write(directory: Path, files: Blobs) -> None:
+    directory.mkdir()
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
+
+
+def measure(directory: Path) -> Row:
+    """Outcomes, growth and time of one bomb."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    Path("/proc/self/clear_refs").write_text("5")  # from now on VmHWM is the peak since here
+    before, start = _status_mib("VmRSS"), time.perf_counter()
+    found = outcomes(LocalStore(directory), directory)
+    grown, seconds = _status_mib("VmHWM") - before, time.perf_counter() - start
+    return {"outcomes": found, "grown_mib": round(grown, 1), "seconds": round(seconds, 2)}
+
+
+def main(verb: str, directory: Path) -> None:
+    if verb == "--build":
+        build(directory)
+    else:
         pristine()  # what every process has: modules, compiled kernels, a first load
-        store = BOMBS[name](Path(directory))
-        gc.collect()
-        pa.default_memory_pool().release_unused()
-        Path("/proc/self/clear_refs").write_text("5")  # from now on VmHWM is the peak since here
-        before, start = _status_mib("VmRSS"), time.perf_counter()
-        result = outcomes(store, Path(directory))
-        grown, seconds = _status_mib("VmHWM") - before, time.perf_counter() - start
-    print(json.dumps({"outcomes": result, "grown_mib": round(grown, 1), "seconds": round(seconds, 2)}))
+        print(json.dumps({name: measure(directory / name) for name in (*BOMBS, *SPARSE)}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], Path(sys.argv[2]))
