@@ -84,8 +84,12 @@ class LocalStore(Store):
     def names(self) -> Iterator[str]:
         if not self.path.is_dir():
             return
-        for entry in sorted(os.scandir(self.path), key=lambda e: e.name):
-            if entry.is_file() and not entry.name.startswith(".") and not entry.name.endswith(_PARTIAL):
+        try:
+            entries = sorted(os.scandir(self.path), key=lambda e: e.name)
+        except OSError as error:
+            raise SourceError(f"cannot list {self.path}: {error.strerror}", source=self.uri) from error
+        for entry in entries:
+            if _is_file(entry) and not entry.name.startswith(".") and not entry.name.endswith(_PARTIAL):
                 yield entry.name
 
     @contextmanager
@@ -114,6 +118,13 @@ class LocalStore(Store):
         with self._opening:
             if name in self._files:
                 os.close(self._files.pop(name))
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that goes round in circles
+        return False
 
 
 def _close_all(files: dict[str, int]) -> None:
