@@ -12,6 +12,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FRESH := $(VENV)/.kernels
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --constraint constraints.txt
 
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -25,10 +26,15 @@ help: ## Show this help
 
 install: $(STAMP) ## Create or renew the environment, and do nothing else
 
-demo: $(STAMP) ## Warm up a real model on a local Ray, and watch it become exact
+demo: $(FRESH) ## Warm up a real model on a local Ray, and watch it become exact
 	$(BIN)/python examples/demo.py $(ARGS)
 
-test: $(STAMP) ## Run the tests (all but the slow ones and those that need a GPU)
+# Numba's cache notices a change in the file of a kernel, but not in the files that it calls into.
+$(FRESH): $(STAMP) $(wildcard holoray/kernels/*.py)
+	@rm -f holoray/kernels/__pycache__/*.nb?
+	@touch $@
+
+test: $(FRESH) ## Run the tests (all but the slow ones and those that need a GPU)
 	$(BIN)/pytest $(ARGS)
 
 lint: $(STAMP) ## Check style, format and types
@@ -40,10 +46,10 @@ format: $(STAMP) ## Format, and repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## Measure the speed on this machine, as ratios within one run
+bench: $(FRESH) ## Measure the speed on this machine, as ratios within one run
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-soak: $(STAMP) ## Run the slow suites: fuzzing, memory, fault schedules
+soak: $(FRESH) ## Run the slow suites: fuzzing, memory, fault schedules
 	$(BIN)/pytest -m 'slow or soak' --timeout 3600 $(ARGS)
 
 clean: ## Remove the environment, builds and caches

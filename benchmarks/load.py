@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import ml_dtypes
 import numpy as np
-from safetensors import safe_open
 
 import holoray
-from benchmarks.measure import Row, best
+from benchmarks.measure import Row, beside, best
 from holoray.checkpoint import save_checkpoint
 from holoray.pipelines import fragment_pipeline
-from holoray.pipelines.plan import Target
+from holoray.pipelines.api import load_file
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.tensor import Array
 
@@ -37,31 +38,25 @@ def measure(directory: Path, repeat: int) -> Iterator[Row]:
     nbytes = sum(a.nbytes for a in model.values())
     checkpoint = directory / "model.safetensors"
     save_checkpoint(checkpoint, model)
-    reference = nbytes / best(lambda: _mmap_and_clone(checkpoint), repeat) / 1e9
-    yield Row("safetensors: map and clone", reference)
+    map_and_clone = partial(_map_and_clone, checkpoint)
+    yield Row("safetensors: map and clone", nbytes / best(map_and_clone, repeat) / 1e9)
     for codec, aim in (("raw", ">= 1.3"), ("planes", "")):
-        store = directory / codec
-        seconds = best(lambda: holoray.encode(checkpoint, store, codec=codec, overwrite=True), 2)  # noqa: B023
-        yield Row(f"encode {codec}", nbytes / seconds / 1e9, aim=">= .25 GB/s" if codec == "planes" else "")
-        sealed = holoray.open(store)
-        rate = nbytes / best(sealed.load, repeat) / 1e9
-        yield Row(f"load {codec}", rate, rate / reference, "safetensors", aim)
-        unverified = nbytes / best(lambda: _load_unverified(sealed), repeat) / 1e9  # noqa: B023
-        yield Row(f"load {codec}, unverified", unverified, rate / unverified, "(verified / unverified)", ">= .9")
-    yield from _planes_details(directory / "planes", directory, nbytes, reference, repeat)
-
-
-def _planes_details(store: Path, directory: Path, nbytes: int, reference: float, repeat: int) -> Iterator[Row]:
-    sealed = holoray.open(store)
-    strict = holoray.open(store, expect=sealed.root)
-    rate = nbytes / best(strict.load, repeat) / 1e9
-    yield Row("load planes, sha256 as well", rate, rate / reference, "safetensors")
-    usable = nbytes / best(lambda: sealed.load(fragments=(0, 1)), repeat) / 1e9
-    yield Row("load planes, two layers", usable, usable / reference, "safetensors")
-    to_file = nbytes / best(lambda: _to_file(sealed, directory / "out.safetensors"), repeat) / 1e9
-    yield Row("load planes to a file (written and synced)", to_file, to_file / reference, "safetensors")
-    verified = nbytes / best(sealed.verify, repeat) / 1e9
-    yield Row("verify planes (sha256 of everything)", verified, verified / reference, "safetensors")
+        encode = partial(holoray.encode, checkpoint, directory / codec, codec=codec, overwrite=True)
+        yield Row(f"encode {codec}", nbytes / best(encode, 2) / 1e9, aim=">= .25 GB/s" if codec == "planes" else "")
+        sealed = holoray.open(directory / codec)
+        yield beside(f"load {codec}", nbytes, sealed.load, map_and_clone, repeat, to="safetensors", aim=aim)
+        unverified = partial(_load_unverified, sealed)
+        yield beside(f"load {codec}", nbytes, sealed.load, unverified, repeat, to="unverified", aim=">= .9")
+    sealed = holoray.open(directory / "planes")
+    out = directory / "out.safetensors"
+    others: dict[str, Callable[[], object]] = {
+        "load planes, sha256 as well": holoray.open(directory / "planes", expect=sealed.root).load,
+        "load planes, two layers": partial(sealed.load, fragments=(0, 1)),
+        "load planes to a file, synced": partial(load_file, sealed, out),
+        "verify planes (sha256 of everything)": sealed.verify,
+    }
+    for name, run in others.items():
+        yield beside(name, nbytes, run, map_and_clone, repeat, to="safetensors")
 
 
 def fragment_counts(repeat: int) -> Iterator[Row]:
@@ -77,30 +72,16 @@ def fragment_counts(repeat: int) -> Iterator[Row]:
         yield Row(f"load spectral, {fragments} fragments", rate, rate / first, "8 fragments")
 
 
-def _mmap_and_clone(path: Path) -> dict[str, Array]:
-    with safe_open(path, "numpy") as file:
-        # The reference gives no bfloat16 to NumPy: read the same bytes through its own mapping.
-        raw = np.memmap(path, np.uint8, "r")
-        header = int(raw[:8].view("<u8")[0])
-        data = raw[8 + header :]
-        return {name: np.array(data[start:stop]) for name, (start, stop) in _ranges(path, list(file.keys())).items()}
-
-
-def _ranges(path: Path, names: list[str]) -> dict[str, tuple[int, int]]:
-    import json
-
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return {name: tuple(header[name]["data_offsets"]) for name in names}
+def _map_and_clone(path: Path) -> dict[str, Array]:
+    """Every tensor copied out of a map of the file; the header is parsed by the reference library's rules."""
+    mapped = np.memmap(path, np.uint8, "r")
+    header_bytes = int(mapped[:8].view("<u8")[0])
+    header = json.loads(mapped[8 : 8 + header_bytes].tobytes())
+    data = mapped[8 + header_bytes :]
+    return {name: np.array(data[slice(*entry["data_offsets"])]) for name, entry in header.items()}
 
 
 def _load_unverified(sealed: SealedStore) -> None:
     """The same load with the digest check replaced by nothing."""
     with mock.patch.object(fragment_pipeline, "check_integrity"):
         sealed.load()
-
-
-def _to_file(sealed: SealedStore, path: Path) -> None:
-    from holoray.pipelines.api import load_file
-
-    load_file(sealed, path, Target())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,16 +24,41 @@ class Row:
     aim: str = ""
 
 
-def best(run: Callable[[], object], repeat: int, before: Callable[[], object] | None = None) -> float:
+def best(run: Callable[[], object], repeat: int) -> float:
     """The shortest of `repeat` runs, in seconds: what the machine can do when nobody disturbs it."""
-    times = []
+    return min(seconds(run) for _ in range(repeat))
+
+
+def beside(
+    name: str,
+    nbytes: int,
+    run: Callable[[], object],
+    reference: Callable[[], object],
+    repeat: int,
+    *,
+    to: str,
+    aim: str = "",
+    before: Callable[[], object] | None = None,
+) -> Row:
+    """The rate of `run` (best of `repeat`), and the ratio of medians to `reference`.
+
+    The two take turns, since a shared machine drifts; `before` runs, untimed, before each `run`.
+    """
+    times, references = [], []
     for _ in range(repeat):
+        references.append(seconds(reference))
         if before is not None:
             before()
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        times.append(seconds(run))
+    ratio = statistics.median(references) / statistics.median(times)
+    return Row(name, nbytes / min(times) / 1e9, ratio, to, aim)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def machine() -> str:

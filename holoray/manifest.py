@@ -8,6 +8,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final
 
 import pyarrow as pa
@@ -325,7 +326,7 @@ def _check_fragment(codec: Codec, tensor: TensorEntry, fragment: FragmentEntry, 
 
 def _check_ranges(tensors: Sequence[TensorEntry]) -> None:
     ranges = sorted((f.file, f.offset, f.stored_bytes) for t in tensors for f in t.fragments if f.stored_bytes)
-    for (file, offset, length), (next_file, next_offset, _) in zip(ranges, ranges[1:], strict=False):
+    for (file, offset, length), (next_file, next_offset, _) in pairwise(ranges):
         if file == next_file and offset + length > next_offset:
             raise FormatError(f"fragments of file {file} overlap at byte {next_offset}")
 

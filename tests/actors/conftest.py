@@ -32,7 +32,7 @@ def checkpoint() -> dict[str, Array]:
 @pytest.fixture(scope="session")
 def store(checkpoint: dict[str, Array], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("warm") / "store"
-    holoray.encode(checkpoint, path, patterns=["spectral=spectral"])
+    holoray.encode(checkpoint, path, pattern=["spectral=spectral"])
     return path
 
 

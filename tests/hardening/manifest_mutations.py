@@ -120,7 +120,7 @@ def _config(random_: random.Random, draft: Draft) -> None:
     how = random_.randrange(4)
     if how < 2 and config:
         key = random_.choice(list(config))
-        values = (*_I64, config[key], 1.5, True, None, "", "AAAA", [], {}, 1 << 70, -2, 3, 16, 127)
+        values: tuple[Any, ...] = (*_I64, config[key], 1.5, True, None, "", "AAAA", [], {}, 1 << 70, -2, 3, 16, 127)
         config[key] = random_.choice(values)
         if isinstance(config[key], int) and random_.random() < 0.3:
             config[key] += random_.choice((-1, 1))
@@ -220,7 +220,21 @@ def _files(random_: random.Random, draft: Draft) -> None:
 
 def _header(random_: random.Random, draft: Draft) -> None:
     key = random_.choice(("format", "files", "options", "metadata", "other"))
-    values = (0, 2, -1, None, [], {}, "x", True, {"a": 1}, {"a": "\ud800"}, {"\ud800": "b"}, [[]], {"x": float("nan")})
+    values: tuple[Any, ...] = (
+        0,
+        2,
+        -1,
+        None,
+        [],
+        {},
+        "x",
+        True,
+        {"a": 1},
+        {"a": "\ud800"},
+        {"\ud800": "b"},
+        [[]],
+        {"x": float("nan")},
+    )
     if random_.random() < 0.2:
         draft.header.pop(key, None)
     else:
@@ -235,7 +249,7 @@ def _gains(random_: random.Random, draft: Draft) -> None:
 
 
 def _payload(random_: random.Random, draft: Draft) -> None:
-    """Another payload in the place of a fragment, with lengths and digests that agree: what only decoders can refuse."""
+    """Another payload in the place of a fragment, its lengths and digests made to agree: decoders must refuse it."""
     fragments = [f for row in draft.rows for f in row["fragments"] if fragment_file(f["file"]) in draft.files]
     if not fragments:
         return

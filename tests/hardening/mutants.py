@@ -183,7 +183,7 @@ def _load_to_file(store: Store) -> None:
 def _check_partial(random_: random.Random, sealed: holoray.SealedStore) -> None:
     """Partial loads of the same store: a refusal is fine."""
     if random_.random() < 0.2:
-        sealed.load(**random_.choice(({"quality": 0.9}, {"bytes": 30_000}, {"fragments": (0, 2)})))  # type: ignore[arg-type]
+        sealed.load(**random_.choice(({"quality": 0.9}, {"bytes": 30_000}, {"fragments": (0, 2)})))
 
 
 def _check_unchanged(loaded: dict[str, Array]) -> None:
@@ -201,7 +201,7 @@ def check_well_formed(manifest: Manifest, loaded: dict[str, Array]) -> None:
 
 
 def run(seeds: range | list[int], report: Path | None = None) -> Counter[str]:
-    """Try mutants in this process; SIGALRM, a signal of a crash or an exception ends it, `report` says at which seed."""
+    """Try mutants in this process: a crash, the alarm or an exception ends it, and `report` says at which seed."""
     pristine()  # kernels are compiled before limits and alarms begin
     _limit_address_space()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

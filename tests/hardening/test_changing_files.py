@@ -121,7 +121,7 @@ def test_a_file_that_changes_between_open_and_load(store: Path, change: Callable
     change(store / FRAGMENTS)
     with pytest.raises(HolorayError):
         sealed.load()
-    assert [bad.file for bad in sealed.verify()][0] == FRAGMENTS
+    assert sealed.verify()[0].file == FRAGMENTS
 
 
 def test_a_store_replaced_between_open_and_load_is_not_mixed(store: Path) -> None:

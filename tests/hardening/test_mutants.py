@@ -45,9 +45,9 @@ def _run_worker(start: int, end: int, report: Path) -> tuple[list[str], list[str
 def _run(count: int, directory: Path) -> dict[str, int]:
     """Outcomes of `count` mutants by name; fails the test if there is a bad one."""
     share = -(-count // WORKERS)
-    bounds = [(start, min(start + share, count)) for start in range(0, count, share)]
+    starts = range(0, count, share)
     with ThreadPoolExecutor(WORKERS) as pool:
-        results = list(pool.map(lambda b: _run_worker(*b, directory / f"seed-{b[0]}"), bounds))
+        results = list(pool.map(lambda at: _run_worker(at, min(at + share, count), directory / f"seed-{at}"), starts))
     failures = [failure for _, failed in results for failure in failed]
     assert not failures, "\n".join(failures)
     tally: dict[str, int] = {}
