@@ -18,7 +18,7 @@ from benchmarks.measure import Row, machine, markdown
 _HEAD = """# Benchmarks
 
 Measured by `make bench ARGS='--write docs/benchmarks.md'`; rates are GB/s (1e9) of tensor bytes, the best of several
-runs, data in memory or page cache. Ratios are of medians, measured in turns: they are what carries over to other machines.
+runs, data in memory or page cache. Ratios are of medians, measured in turns: they carry over to other machines.
 """
 
 

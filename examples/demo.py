@@ -61,7 +61,7 @@ def _encode(console: Console, store: Path, truth: Weights) -> None:
         report = holoray.encode(minilm.weights_path(), store, dtype="bf16")
         console.print(
             f"{report.tensors} tensors, {report.bytes_in / 1e6:.1f} MB of bf16 weights -> "
-            f"{report.bytes_stored / 1e6:.1f} MB ({report.bytes_stored / report.bytes_in:.1%}) in {report.seconds:.1f} s"
+            f"{report.bytes_stored / 1e6:.1f} MB ({report.bytes_stored / report.bytes_in:.1%}), {report.seconds:.1f} s"
         )
     console.print(f"root {holoray.open(store).root}")
 

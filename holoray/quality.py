@@ -14,7 +14,6 @@ import numpy as np
 from holoray.errors import UsageError
 from holoray.tensor import DTYPES, FLOATING, Array, dtype_name
 
-
 _ENERGY_BLOCK = 1 << 15
 
 
@@ -74,7 +73,7 @@ def finite_energy(array: Array) -> float:
 
 
 def _widened(values: Array) -> Array:
-    """The same values in a dtype that NumPy computes with natively; bfloat16 by a shift (its cast is ten times slower)."""
+    """The same values in a dtype that NumPy computes with; bfloat16 by a shift (its cast is ten times slower)."""
     if values.dtype == DTYPES["BF16"]:
         return (values.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
     return values.astype(np.promote_types(values.dtype, np.float32) if values.dtype.kind == "f" else np.float32)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planes_cases import SHAPES, UNSIGNED, Case, bits_of, gaussian, with_outliers
 
 from holoray.errors import FormatError, UsageError
 from holoray.kernels import bits
 from holoray.kernels.planes_decode import PlanesAccumulator, RunLayers
 from holoray.kernels.scratch import Scratch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "codecs"))
-from planes_cases import SHAPES, UNSIGNED, Case, bits_of, gaussian, with_outliers
 
 DTYPES = ("BF16", "F16", "F32")
 WORD = st.integers(0, 2**64 - 1)
