@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="keep the store here (default: a temporary directory)")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
+    # Ray, when it is imported, reads what it shall not print: that a worker died is what we tell ourselves.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
     console = Console(width=None if os.isatty(1) else 110, highlight=False)
     with tempfile.TemporaryDirectory(prefix="holoray-demo-") as temporary:
         store = arguments.store or Path(temporary) / "store"

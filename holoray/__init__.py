@@ -16,6 +16,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from holoray.version import __version__
+
 if TYPE_CHECKING:
     from holoray.actors.warm_model import WarmModel as WarmModel
     from holoray.actors.warm_model import warm_up as warm_up
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
     from holoray.stores import MemoryStore as MemoryStore
     from holoray.stores import Store as Store
     from holoray.tensor import TensorSpec as TensorSpec
-
-__version__: Final = "0.1.0"
 
 _HOMES: Final = {
     "CapacityError": "errors",

@@ -35,6 +35,7 @@ from holoray.actors.worker import Hello, JobSpec, Report, open_expected
 from holoray.errors import WorkerLostError
 from holoray.metrics import JobMetrics, MetricsServer
 from holoray.pipelines.meter import record
+from holoray.version import __version__
 
 _TICK_S: Final = 0.5
 _WAIT_S: Final = 0.05
@@ -124,6 +125,7 @@ class Coordinator:
         self._levels = list(_LEVELS)
         self.metrics = JobMetrics()
         self.metrics.set("holoray_quality_target_ratio", max(qualities))
+        self.metrics.set("holoray_build_info", 1, version=__version__, backend="cpu")
         self.metrics.set("holoray_tensors", len(manifest.tensors))
         self._server = None if metrics_port is None else MetricsServer(self.metrics, metrics_port)
 

@@ -66,7 +66,7 @@ def warm_up(
     goals(sealed.manifest, targets)
     cpus = workers or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(1) as pool:
-        compiled = pool.submit(registry.warm)  # or every worker would compile the kernels for itself
+        compiled = pool.submit(registry.warm_accumulators)  # or every worker would compile the kernels for itself
         session = remote.connect(address, cpus)
     try:
         compiled.result()

@@ -15,6 +15,7 @@ from holoray.actors.messages import Assign, Kind, Slot
 from holoray.actors.segment import NodeMemory
 from holoray.actors.shared_memory import Names
 from holoray.errors import IntegrityError
+from holoray.kernels import registry
 from holoray.kernels.accumulator import Accumulator
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.meter import Meter, Tally, stage
@@ -63,6 +64,7 @@ class Worker:
     def hello(self) -> Hello:
         """Open the store and tidy up after dead jobs; an error is returned, not raised."""
         try:
+            registry.warm_accumulators()
             shared_memory.sweep()
             sealed = open_expected(self._spec)
             self._pipeline = FragmentPipeline(

@@ -169,9 +169,7 @@ def warmup(
     quality: Annotated[
         list[float] | None, typer.Option(help="Publish a generation at this quality (repeatable).")
     ] = None,
-    out_dir: Annotated[
-        Path | None, typer.Option("--out", help="Write generations to DIR/model.safetensors.")
-    ] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Write generations to DIR/model.safetensors.")] = None,
     address: Annotated[str | None, typer.Option(help="Join a running Ray cluster, e.g. auto.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics; 0 takes a free port.")] = None,
     expect: Expect = None,
@@ -204,7 +202,7 @@ def warmup(
 @app.command()
 def version() -> None:
     """Print the version."""
-    from holoray import __version__
+    from holoray.version import __version__
 
     print(__version__)
 

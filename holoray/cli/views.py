@@ -61,9 +61,7 @@ def tensor_table(values: Mapping[str, Any]) -> Table:
 def curve_table(values: Mapping[str, Any]) -> Table:
     """The quality curve at evenly spaced numbers of bytes."""
     curve = values["quality_curve"]
-    out = table(
-        "quality by bytes read", ">read", ">of the checkpoint", ">quality", ">relative error"
-    )
+    out = table("quality by bytes read", ">read", ">of the checkpoint", ">quality", ">relative error")
     total = curve[-1]["bytes"]
     for step in range(1, _CURVE_ROWS + 1):
         point = [p for p in curve if p["bytes"] <= total * step / _CURVE_ROWS][-1:]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holoray.actors.warm_model import warm_up
 from holoray.cli.output import Output
 from holoray.errors import SourceError
 from holoray.pipelines.plan import Target, select
@@ -31,6 +33,9 @@ def run_warmup(
     expect: str | None,
 ) -> dict[str, Any]:
     """Warm up to the last quality; returns what `holoray warmup --json` prints."""
+    _quiet_ray()
+    from holoray.actors.warm_model import warm_up
+
     target = _model_file(out_dir)
     seen: list[Generation] = []
     qualities = qualities or DEFAULT_QUALITIES
@@ -46,15 +51,19 @@ def run_warmup(
             seen.append(generation)
             advance(generation.bytes_read - before, f"generation {generation.generation}: {generation.quality:.5f}")
 
-        with warm_up(
-            store,
-            workers=workers,
-            qualities=qualities,
-            address=address,
-            expect=expect,
-            metrics_port=metrics_port,
-            on_generation=on_generation,
-        ) as model:
+        # Ray prints what happens to its nodes to stdout, which is for our JSON.
+        with (
+            redirect_stdout(sys.stderr),
+            warm_up(
+                store,
+                workers=workers,
+                qualities=qualities,
+                address=address,
+                expect=expect,
+                metrics_port=metrics_port,
+                on_generation=on_generation,
+            ) as model,
+        ):
             last = model.wait(max(qualities))
             generations = model.generations
     return {
@@ -68,6 +77,11 @@ def run_warmup(
         "seconds": last.seconds,
         "generations": [{k: g[k] for k in ("generation", "quality", "bytes_read", "seconds")} for g in generations],
     }
+
+
+def _quiet_ray() -> None:
+    """A worker that died is replaced and counted; Ray need not print its obituary. Ray reads this when imported."""
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")
 
 
 def _model_file(directory: Path | None) -> Path | None:

@@ -57,5 +57,10 @@ def state_nbytes(spec: TensorSpec, codec: Codec) -> int:
 def warm() -> None:
     """Compile every kernel once (cached on disk): call before threads or processes would each do it."""
     planes_encode.warm()
+    warm_accumulators()
+
+
+def warm_accumulators() -> None:
+    """Compile, or load from the cache, what decoding needs."""
     planes_decode.warm()
     spectral.warm()

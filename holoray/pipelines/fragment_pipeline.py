@@ -3,16 +3,19 @@
 store -> fetch -> verify -> decompress -> accumulate -> finalize -> hand over
 
 One thread carries a batch the whole way. Reading waits, so there are more threads than cores; decoding does not, so a
-semaphore lets as many decode at once as there are cores. One byte budget bounds what is in flight.
+few scratch memories are handed round: having one is the permission to decode. One byte budget bounds what is in
+flight.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Final, Protocol
 
 from holoray.errors import CapacityError, FormatError, HolorayError, IntegrityError
@@ -66,8 +69,9 @@ class FragmentPipeline:
         self._threads = threads or len(os.sched_getaffinity(0))
         self.budget = ByteBudget(budget_bytes)
         self.meter = meter or Meter()
-        self._decoding = threading.BoundedSemaphore(self._threads)
-        self._local = threading.local()
+        self._scratches: queue.LifoQueue[Scratch] = queue.LifoQueue()
+        for _ in range(self._threads):
+            self._scratches.put(Scratch())
 
     def run(self, work: Sequence[Unit], destination: Destination, on_unit: OnUnit | None = None) -> None:
         """Bring every unit to its destination; `on_unit` is called after each, from the thread that carried it."""
@@ -90,15 +94,17 @@ class FragmentPipeline:
         with self.budget.borrow(sum(entry.stored_bytes for entry in entries)) as buffer:
             with stage(tally, "fetch"):
                 payloads = fetch(self._store, entries, buffer)
-            with self._decoding:
+            with self._scratch() as scratch:
                 for unit in batch:
                     own, payloads = payloads[: len(unit.fragments)], payloads[len(unit.fragments) :]
-                    self._decode(unit, own, tensors, tally)
+                    self._decode(unit, own, tensors, scratch, tally)
                     if on_unit is not None:
                         on_unit(unit)
         self.meter.add(tally)
 
-    def _decode(self, unit: Unit, payloads: Sequence[memoryview], tensors: _OpenTensors, tally: Tally) -> None:
+    def _decode(
+        self, unit: Unit, payloads: Sequence[memoryview], tensors: _OpenTensors, scratch: Scratch, tally: Tally
+    ) -> None:
         entry = self._manifest.tensors[unit.tensor]
         accumulator = tensors.open(unit.tensor)
         try:
@@ -106,9 +112,9 @@ class FragmentPipeline:
                 for fragment, payload in zip(unit.fragments, payloads, strict=True):
                     check_integrity(entry.name, fragment, payload, strict=self._strict, source=self._store.uri)
             with stage(tally, "decompress"):
-                raw = accumulator.decompress(unit.fragments, payloads, self._scratch)
+                raw = accumulator.decompress(unit.fragments, payloads, scratch)
             with stage(tally, "accumulate"):
-                accumulator.accumulate(unit.slot, raw, self._scratch)
+                accumulator.accumulate(unit.slot, raw, scratch)
             with stage(tally, "finalize"):
                 tensors.done(unit.tensor)
         except HolorayError as error:
@@ -118,12 +124,14 @@ class FragmentPipeline:
         tally.count("applied", len(unit.fragments), unit.stored_bytes)
         tally.decoded_bytes += accumulator.slot_nbytes(unit.slot)
 
-    @property
-    def _scratch(self) -> Scratch:
-        if not hasattr(self._local, "scratch"):
-            self._local.scratch = Scratch()
-        scratch: Scratch = self._local.scratch
-        return scratch
+    @contextmanager
+    def _scratch(self) -> Iterator[Scratch]:
+        """Blocks until fewer threads decode than there are cores."""
+        scratch = self._scratches.get()
+        try:
+            yield scratch
+        finally:
+            self._scratches.put(scratch)
 
 
 class _OpenTensors:

@@ -236,3 +236,34 @@ def test_help_is_quick_and_version_is_plain() -> None:
     assert all(verb in shown for verb in ("encode", "inspect", "verify", "load", "warmup"))
     heavy = "import sys, holoray.cli.main; print([m for m in ('ray', 'numba', 'scipy', 'cupy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.ray
+def test_warmup(store: Path, tmp_path: Path, model: dict[str, Array]) -> None:
+    values = as_json("warmup", store, "--workers", 2, "--quality", 0.9, "--quality", 1, "--out", tmp_path / "out")
+    assert set(values) == {
+        "root", "tensors", "fragments", "bytes_read", "quality", "relative_error", "snr_db", "seconds", "generations"
+    }  # fmt: skip
+    assert [set(g) for g in values["generations"]] == [{"generation", "quality", "bytes_read", "seconds"}] * 2
+    assert [g["generation"] for g in values["generations"]] == [1, 2]
+    assert 0.9 <= values["generations"][0]["quality"] < values["quality"] == 1.0
+    loaded = as_json("load", store, tmp_path / "x.safetensors")
+    assert {k: loaded[k] for k in ("root", "fragments", "bytes_read")} == {
+        k: values[k] for k in ("root", "fragments", "bytes_read")
+    }
+    got = open_checkpoint(tmp_path / "out" / "model.safetensors")
+    for name, array in model.items():
+        assert got.read(name).tobytes() == np.ascontiguousarray(array).tobytes()
+
+
+@pytest.mark.ray
+def test_warmup_errors(store: Path, tmp_path: Path) -> None:
+    for args, code in (
+        (["warmup", tmp_path / "no"], 6),
+        (["warmup", store, "--quality", "2"], 2),
+        (["warmup", store, "--workers", "0"], 2),
+        (["warmup", store, "--expect", "sha256:" + "0" * 64], 3),
+    ):
+        done = run(*args)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr

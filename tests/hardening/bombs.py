@@ -30,6 +30,8 @@ from holoray.stores import MANIFEST, ROOT, LocalStore, Store, fragment_file
 
 GIB = 1 << 30
 BIG = 1 << 27
+_SHIFTS = "AAAA" * (1024 * 2 // 3) + "AAA="
+"""Of a spectral tensor with the greatest number of groups."""
 BOMBS: dict[str, Callable[[], Blobs]] = {}
 """What builds the files of a store."""
 SPARSE = {"manifest_file_beyond_the_limit": (MANIFEST, MAX_MANIFEST_BYTES + 1), "root_file_of_a_gibibyte": (ROOT, GIB)}
@@ -130,19 +132,30 @@ def _directory_bytes(body: bytes) -> int:
     return 8 * (int(config["top"]) + 1 + 1 + 2)
 
 
-@bomb
-def frame_that_lies_about_a_gibibyte() -> Blobs:
-    """Manifest and frame agree on a GiB that is not there: the tensor is allocated, but never touched."""
-    payload = bytes.fromhex("28b52ffd") + bytes([0b1010_0000]) + GIB.to_bytes(4, "little") + b"\xff" * 20_000
-    files = _with_payload("layer.spectral", payload, raw_bytes=GIB, compression="zstd")
+def _lying_spectral(shape: tuple[int, int]) -> Blobs:
+    """Manifest and frame agree on a size of which 20 KB are there, and those are garbage."""
+    nbytes = 4 * shape[0] * shape[1]
+    payload = bytes.fromhex("28b52ffd") + bytes([0b1110_0000]) + nbytes.to_bytes(8, "little") + b"\xff" * 20_000
+    files = _with_payload("layer.spectral", payload, raw_bytes=nbytes, compression="zstd")
     header, rows = read_rows(files[MANIFEST])
     row = _row(rows, "layer.spectral")
-    row |= {"shape": [1 << 14, 1 << 14], "fragments": row["fragments"][:1]}
-    config = json.loads(row["config"]) | {"fragments": 1, "shifts": "AAAA" * (1024 * 2 // 3) + "AAA="}
-    row["config"] = json.dumps(config)
+    row |= {"shape": list(shape), "fragments": row["fragments"][:1]}
+    row["config"] = json.dumps(json.loads(row["config"]) | {"fragments": 1, "shifts": _SHIFTS})
     for order, fragment in enumerate(f for r in rows for f in r["fragments"]):
         fragment["order"] = order
     return _sealed(files, header, rows)
+
+
+@bomb
+def frame_that_lies_about_a_gibibyte() -> Blobs:
+    """The tensor is allocated, but never touched."""
+    return _lying_spectral((1 << 14, 1 << 14))
+
+
+@bomb
+def expansion_beyond_any_compression() -> Blobs:
+    """Eight TiB from 20 KB."""
+    return _lying_spectral((1 << 21, 1 << 20))
 
 
 @bomb
@@ -187,7 +200,7 @@ def spectral_tensor_of_terabytes() -> Blobs:
     files = _huge_claim("layer.spectral", [1 << 18, 1 << 18], 1 << 40)
     header, rows = read_rows(files[MANIFEST])
     row = _row(rows, "layer.spectral")
-    row["config"] = json.dumps(json.loads(row["config"]) | {"shifts": "AAAA" * (1024 * 2 // 3) + "AAA="})
+    row["config"] = json.dumps(json.loads(row["config"]) | {"shifts": _SHIFTS})
     return _sealed(files, header, rows)
 
 
