@@ -71,15 +71,18 @@ class Draft:
 
 
 def mutate_manifest(random_: random.Random, files: Blobs, mutate_bytes: MutateBytes) -> Blobs:
-    """One to three semantic mutations, sealed again; where Arrow does not take a value, others are tried."""
+    """One to three semantic mutations, sealed again.
+
+    Where Arrow does not take a value, or a mutation stumbles over what an earlier one left, others are tried.
+    """
     while True:
         draft = Draft(*read_rows(files[MANIFEST]), dict(files), mutate_bytes)
-        for _ in range(random_.choice((1, 1, 1, 2, 3))):
-            if draft.rows:
-                random_.choice(MUTATIONS)(random_, draft)
         try:
+            for _ in range(random_.choice((1, 1, 1, 2, 3))):
+                if draft.rows:
+                    random_.choice(MUTATIONS)(random_, draft)
             manifest = write_rows(draft.header, draft.rows)
-        except (pa.ArrowException, OverflowError, ValueError, TypeError):
+        except (pa.ArrowException, OverflowError, ValueError, TypeError, RecursionError):
             continue
         return reseal(draft.files | {MANIFEST: manifest})
 
