@@ -113,7 +113,7 @@ def test_damaged_fragments_are_counted(model: dict[str, Array]) -> None:
 
 def test_the_budget_bounds_what_is_in_flight(model: dict[str, Array]) -> None:
     store = holoray.MemoryStore()
-    holoray.encode(model, store, codec="raw", compression="none")
+    holoray.encode(model, store, codec="planes")
     sealed = holoray.open(store)
     pipeline = FragmentPipeline(store, sealed.manifest, budget_bytes=3 << 20, threads=4)
     loader = Loader(store, sealed.manifest)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from holoray.cli.output import Output, decibel, fail, human_bytes, short, table
+from holoray.cli.output import Output, decibel, fail, human_bytes, short, shown, table
 from holoray.errors import HolorayError, IntegrityError, UsageError
 
 app = typer.Typer(
@@ -114,7 +114,7 @@ def verify(store: StorePath, expect: Expect = None, json: Json = False, quiet: Q
         faults.add_row(row.file, short(row.tensor or ""), "" if row.fragment is None else str(row.fragment), row.why)
     out.result(
         {"root": sealed.root, "ok": not bad, "bad": [asdict(row) for row in bad]},
-        f"{len(bad)} faults in {store}" if bad else f"{store} is whole, root {sealed.root}",
+        f"{len(bad)} faults in {shown(store)}" if bad else f"{shown(store)} is whole, root {sealed.root}",
         *([faults] if bad else []),
     )
     if bad:
@@ -157,7 +157,7 @@ def load(
         values = asdict(load_file(sealed, target, goal, on_fragment))
     out.result(
         values,
-        f"{target}: quality {values['quality']:.6f} ({decibel(values['snr_db'])}) from "
+        f"{shown(target)}: quality {values['quality']:.6f} ({decibel(values['snr_db'])}) from "
         f"{human_bytes(values['bytes_read'])} in {values['seconds']:.2f} s",
     )
 

@@ -93,8 +93,15 @@ def printable(text: str) -> str:
 
 def short(name: str) -> str:
     """A tensor name for a table: safe, and its middle left out where it is very long."""
-    safe = escape(printable(name))
-    return safe if len(safe) <= _MAX_NAME else f"{safe[: _MAX_NAME // 2]}…{safe[-_MAX_NAME // 2 :]}"
+    safe = printable(name)
+    if len(safe) > _MAX_NAME:
+        safe = f"{safe[: _MAX_NAME // 2]}…{safe[-_MAX_NAME // 2 :]}"
+    return escape(safe)
+
+
+def shown(path: object) -> str:
+    """A path or other text of the user's for a summary: no markup, no control characters."""
+    return escape(printable(str(path)))
 
 
 def human_bytes(count: float) -> str:

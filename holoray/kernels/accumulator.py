@@ -68,6 +68,16 @@ class Accumulator(ABC):
             raise UsageError(f"slots of {self.codec.name!r} are no ranges of the tensor", tensor=self.spec.name)
         return bounds
 
+    def landing(self, entry: FragmentEntry) -> memoryview | None:
+        """Where the stored payload of `entry` may be read to stay, if it is exactly the bytes of its slot.
+
+        Whoever reads there calls `accumulate` once the bytes are verified, and `discard` if they never were.
+        """
+        return None
+
+    def discard(self, slot: int) -> None:
+        """Forget what was read to a landing and did not prove true."""
+
     @abstractmethod
     def decompress(self, entries: Sequence[FragmentEntry], payloads: Sequence[Any], scratch: Scratch) -> Any:
         """Turn verified stored payloads of one slot into what `accumulate` takes; may live in `scratch`."""

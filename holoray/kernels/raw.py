@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from holoray.codecs.base import Codec
 from holoray.codecs.raw import RUN_BYTES, RawCodec
-from holoray.compression import MIN_FRAGMENT_SAVING, compress, decompress
+from holoray.compression import MIN_FRAGMENT_SAVING, NONE, compress, decompress
 from holoray.fragment import NO_PREREQUISITE, FragmentEntry
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
@@ -50,12 +50,22 @@ class RawAccumulator(Accumulator):
     def resume(self, slot: int, layers: int) -> None:
         self._held[slot] = min(layers, 1)
 
+    def landing(self, entry: FragmentEntry) -> memoryview | None:
+        if entry.compression != NONE:
+            return None
+        return self._out_bytes[slice(*self.slot_range(entry.slot))].data
+
+    def discard(self, slot: int) -> None:
+        self.read_slot(slot)[:] = 0
+        self._held[slot] = 0
+
     def decompress(self, entries: Sequence[FragmentEntry], payloads: Sequence[Any], scratch: Scratch) -> Any:
         return decompress(entries[0].compression, payloads[0], entries[0].raw_bytes)
 
     def accumulate(self, slot: int, decompressed: Any, scratch: Scratch) -> None:
-        data = np.frombuffer(decompressed, np.uint8)
-        self._out_bytes[slot * RUN_BYTES : slot * RUN_BYTES + data.size] = data
+        data, place = np.frombuffer(decompressed, np.uint8), self.read_slot(slot)
+        if data.ctypes.data != place.ctypes.data:  # else it landed here
+            place[:] = data
         self._held[slot] = 1
 
     def finalize(self) -> None:

@@ -19,14 +19,20 @@ class _Span:
     members: list[int]
 
 
-def fetch(store: Store, entries: Sequence[FragmentEntry], buffer: memoryview) -> list[memoryview]:
-    """Read the payloads of `entries` into `buffer` (as long as all of them together); one view per entry.
+def fetch(
+    store: Store, entries: Sequence[FragmentEntry], landings: Sequence[memoryview | None], buffer: memoryview
+) -> list[memoryview]:
+    """Read the payloads of `entries`: to their landing where they have one, else into `buffer`; one view per entry.
 
-    A view is shorter than its payload where the file ends too early: verification tells.
+    `buffer` is as long as all payloads without a landing together. A view is shorter than its payload where the file
+    ends too early: verification tells.
     """
     views: list[memoryview] = [buffer[:0]] * len(entries)
+    for i, (entry, landing) in enumerate(zip(entries, landings, strict=True)):
+        if landing is not None:
+            views[i] = landing[: store.read_into(fragment_file(entry.file), entry.offset, landing)]
     position = 0
-    for span in _spans(entries):
+    for span in _spans(entries, [i for i, landing in enumerate(landings) if landing is None]):
         got = store.read_into(fragment_file(span.file), span.offset, buffer[position : position + span.length])
         for member in span.members:
             start = position + entries[member].offset - span.offset
@@ -36,9 +42,9 @@ def fetch(store: Store, entries: Sequence[FragmentEntry], buffer: memoryview) ->
     return views
 
 
-def _spans(entries: Sequence[FragmentEntry]) -> list[_Span]:
+def _spans(entries: Sequence[FragmentEntry], members: Sequence[int]) -> list[_Span]:
     spans: list[_Span] = []
-    for member in sorted(range(len(entries)), key=lambda i: (entries[i].file, entries[i].offset)):
+    for member in sorted(members, key=lambda i: (entries[i].file, entries[i].offset)):
         entry = entries[member]
         last = spans[-1] if spans else None
         if last is not None and (last.file, last.offset + last.length) == (entry.file, entry.offset):

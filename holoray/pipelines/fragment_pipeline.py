@@ -29,9 +29,12 @@ from holoray.pipelines.meter import Meter, Tally, stage
 from holoray.pipelines.plan import Unit, batches
 from holoray.stores.base import Store
 
-BATCH_BYTES: Final = 2 << 20
+# Handing a batch to a thread costs some 0.1 ms; a small model still needs a few batches a thread.
+MAX_BATCH_BYTES: Final = 8 << 20
+MIN_BATCH_BYTES: Final = 256 << 10
+_BATCHES_PER_THREAD: Final = 2
 BUDGET_BYTES: Final = 64 << 20
-_READERS: Final = 2
+_READERS: Final = 1
 
 OnUnit = Callable[[Unit], None]
 
@@ -77,7 +80,8 @@ class FragmentPipeline:
         """Bring every unit to its destination; `on_unit` is called after each, from the thread that carried it."""
         tensors = _OpenTensors(destination, Counter(unit.tensor for unit in work), self._finalize)
         with ThreadPoolExecutor(self._threads + _READERS, thread_name_prefix="holoray") as pool:
-            futures = [pool.submit(self._carry, batch, tensors, on_unit) for batch in batches(work, BATCH_BYTES)]
+            cut = batches(work, self._batch_bytes(work))
+            futures = [pool.submit(self._carry, batch, tensors, on_unit) for batch in cut]
             try:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             finally:  # after an error, or an interrupt while waiting: what has not begun never will
@@ -88,39 +92,51 @@ class FragmentPipeline:
         except MemoryError as error:
             raise CapacityError("not enough memory to decode", hint="close other programs, or load less") from error
 
+    def _batch_bytes(self, work: Sequence[Unit]) -> int:
+        share = sum(unit.stored_bytes for unit in work) // (_BATCHES_PER_THREAD * self._threads)
+        return min(max(share, MIN_BATCH_BYTES), MAX_BATCH_BYTES)
+
     def _carry(self, batch: Sequence[Unit], tensors: _OpenTensors, on_unit: OnUnit | None) -> None:
-        tally = Tally()
+        tally, done = Tally(), 0
+        opened = [tensors.open(unit.tensor) for unit in batch]
         entries = [fragment for unit in batch for fragment in unit.fragments]
-        with self.budget.borrow(sum(entry.stored_bytes for entry in entries)) as buffer:
-            with stage(tally, "fetch"):
-                payloads = fetch(self._store, entries, buffer)
-            with self._scratch() as scratch:
-                for unit in batch:
-                    own, payloads = payloads[: len(unit.fragments)], payloads[len(unit.fragments) :]
-                    self._decode(unit, own, tensors, scratch, tally)
-                    if on_unit is not None:
-                        on_unit(unit)
-        self.meter.add(tally)
+        landings = [to.landing(fragment) for to, unit in zip(opened, batch, strict=True) for fragment in unit.fragments]
+        buffered = sum(e.stored_bytes for e, landing in zip(entries, landings, strict=True) if landing is None)
+        try:
+            with self.budget.borrow(buffered) as buffer:
+                with stage(tally, "fetch"):
+                    payloads = fetch(self._store, entries, landings, buffer)
+                with self._scratch() as scratch:
+                    for unit, accumulator in zip(batch, opened, strict=True):
+                        own, payloads = payloads[: len(unit.fragments)], payloads[len(unit.fragments) :]
+                        self._decode(unit, own, accumulator, scratch, tally)
+                        done += 1
+                        with stage(tally, "finalize"):
+                            tensors.done(unit.tensor)
+                        if on_unit is not None:
+                            on_unit(unit)
+        except BaseException:
+            for unit, accumulator in zip(batch[done:], opened[done:], strict=True):
+                accumulator.discard(unit.slot)
+            raise
+        finally:
+            self.meter.add(tally)
 
     def _decode(
-        self, unit: Unit, payloads: Sequence[memoryview], tensors: _OpenTensors, scratch: Scratch, tally: Tally
+        self, unit: Unit, payloads: Sequence[memoryview], accumulator: Accumulator, scratch: Scratch, tally: Tally
     ) -> None:
-        entry = self._manifest.tensors[unit.tensor]
-        accumulator = tensors.open(unit.tensor)
+        name = self._manifest.tensors[unit.tensor].name
         try:
             with stage(tally, "verify"):
                 for fragment, payload in zip(unit.fragments, payloads, strict=True):
-                    check_integrity(entry.name, fragment, payload, strict=self._strict, source=self._store.uri)
+                    check_integrity(name, fragment, payload, strict=self._strict, source=self._store.uri)
             with stage(tally, "decompress"):
                 raw = accumulator.decompress(unit.fragments, payloads, scratch)
             with stage(tally, "accumulate"):
                 accumulator.accumulate(unit.slot, raw, scratch)
-            with stage(tally, "finalize"):
-                tensors.done(unit.tensor)
         except HolorayError as error:
             tally.count("corrupt", len(unit.fragments), unit.stored_bytes)
-            self.meter.add(tally)
-            raise _located(error, entry.name, unit, self._store.uri) from error
+            raise _located(error, name, unit, self._store.uri) from error
         tally.count("applied", len(unit.fragments), unit.stored_bytes)
         tally.decoded_bytes += accumulator.slot_nbytes(unit.slot)
 

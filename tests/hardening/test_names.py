@@ -128,7 +128,6 @@ def test_what_a_terminal_gets_is_tame(name: str) -> None:
     assert len(render(short(name)).plain) <= 61
 
 
-@pytest.mark.xfail(reason="`short` escapes first and may cut between a backslash and its bracket", strict=True)
 def test_markup_in_names_is_shown_and_not_obeyed() -> None:
     for left, right in [(at, 80) for at in range(80)] + [(80, at) for at in range(80)]:
         for markup in ("[bold]", "[/red]"):
