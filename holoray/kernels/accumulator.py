@@ -75,7 +75,7 @@ class Accumulator(ABC):
         """
         return None
 
-    def discard(self, slot: int) -> None:
+    def discard(self, slot: int) -> None:  # noqa: B027 - only landings leave something to forget
         """Forget what was read to a landing and did not prove true."""
 
     @abstractmethod
