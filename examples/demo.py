@@ -109,7 +109,7 @@ def _warm_up(console: Console, store: Path, truth: Weights, workers: int, *, kil
         digest, equal = _compare(model.state_dict(), truth)
     console.print(table)
     console.print(
-        "seconds since the call; starting Ray takes most of the first, embedding the sentences part of the others"
+        "seconds since the call: the first row is mostly the start of Ray, the others include embedding the sentences"
     )
     for note in notes:
         console.print(note)
