@@ -39,6 +39,7 @@ FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", 
 TRANSFORMABLE: Final = frozenset({"F32", "F16", "BF16"})
 
 MAX_RANK: Final = 32
+RESERVED_NAME: Final = "__metadata__"
 MAX_NAME_BYTES: Final = 4096
 MAX_TENSOR_BYTES: Final = 1 << 44
 
@@ -60,6 +61,8 @@ class TensorSpec:
             )
         if not self.name or len(self.name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
             raise LimitError(f"a tensor name must have 1 to {MAX_NAME_BYTES} bytes")
+        if self.name == RESERVED_NAME:
+            raise FormatError(f"no tensor can be called {self.name!r}: safetensors files keep their metadata there")
         if len(self.shape) > MAX_RANK or any(d < 0 for d in self.shape):
             raise LimitError(f"tensor {self.name!r} has an impossible shape", tensor=self.name)
         if self.nbytes > MAX_TENSOR_BYTES or any(d > MAX_TENSOR_BYTES for d in self.shape):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from holoray.codecs.base import present_with_prerequisites
 from holoray.compression import decompress
 from holoray.errors import IntegrityError, QualityError, UsageError
 from holoray.fragment import Fragment, TensorEntry
+from holoray.integrity import Digests
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.registry import make_accumulator
 from holoray.kernels.scratch import Scratch
@@ -251,6 +253,30 @@ def test_nan_and_inf_survive_bit_for_bit(codec: str, dtype: str, value: float) -
     for fragment in fragments:
         decoder.add(fragment)
     assert same_bits(decoder.reconstruct(), array)
+
+
+def test_a_malformed_layer_behind_a_good_digest_changes_nothing() -> None:
+    """Whoever seals a store can write nonsense under true digests; what was loaded before must stay usable."""
+    array, entry, fragments = encoded("planes", "BF16", "several runs")
+    runs = sum(f.layer == 0 for f in entry.fragments)
+    forged = bytearray(fragments[runs].payload)
+    forged[-200:] = bytes(200)
+    payload = bytes(forged[:-3])
+    digests = Digests.of(payload)
+    known = replace(entry.fragments[runs], stored_bytes=len(payload), raw_bytes=len(payload), xxh3_64=digests.xxh3_64)
+    lying = replace(
+        entry,
+        fragments=tuple(replace(known, sha256=digests.sha256) if f.index == runs else f for f in entry.fragments),
+    )
+    decoder = TensorDecoder(lying)
+    for index in (*range(runs), 2 * runs):
+        decoder.add(fragments[index])
+    quality, weights = decoder.quality, decoder.reconstruct()
+    with pytest.raises(IntegrityError, match="malformed"):
+        decoder.add(Fragment(entry.name, runs, payload))
+    assert decoder.quality == quality
+    assert same_bits(decoder.reconstruct(), weights)
+    assert array.size
 
 
 def test_a_bad_fragment_changes_nothing() -> None:

@@ -7,6 +7,7 @@ Format: u64 little-endian header length, a JSON object {name: {dtype, shape, dat
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -129,6 +130,8 @@ class SafetensorsWriter:
         self, path: str | os.PathLike[str], specs: Sequence[TensorSpec], metadata: Mapping[str, str] | None = None
     ) -> None:
         self.path = Path(path)
+        if not self.path.name:
+            raise SourceError(f"cannot write to {os.fspath(path)!r}", hint="name a file")
         self._partial = self.path.with_name(f"{self.path.name}.{os.getpid()}-{threading.get_ident()}.partial")
         header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
         self._offsets: dict[str, int] = {}
@@ -149,9 +152,11 @@ class SafetensorsWriter:
 
     def __enter__(self) -> SafetensorsWriter:
         try:
+            if self.path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a directory")
             self._file = open(self._partial, "wb", buffering=0)
-        except OSError as error:
-            raise SourceError(f"cannot write {self.path}: {error.strerror}", hint="does the directory exist?") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise self._unwritable(error) from None
         try:
             os.posix_fallocate(self._file.fileno(), 0, self._bytes)
             self._write(0, memoryview(self._header))
@@ -169,19 +174,27 @@ class SafetensorsWriter:
             raise self._no_room(error) from error
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None:
-            os.fsync(self._file.fileno())
+        try:
+            if kind is None:
+                os.fsync(self._file.fileno())
+                os.replace(self._partial, self.path)
+        except OSError as failed:
+            kind = type(failed)
+            raise self._unwritable(failed) from failed
+        finally:
             self._file.close()
-            os.replace(self._partial, self.path)
-        else:
-            self._file.close()
-            with suppress(OSError):
-                self._partial.unlink()
+            if kind is not None:
+                with suppress(OSError):
+                    self._partial.unlink()
 
     def _write(self, offset: int, data: memoryview) -> None:
         done = 0
         while done < data.nbytes:
             done += os.pwrite(self._file.fileno(), data[done:], offset + done)
+
+    def _unwritable(self, error: Exception) -> SourceError:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return SourceError(f"cannot write {self.path}: {reason}", hint="name a file in a directory that exists")
 
     def _no_room(self, error: OSError) -> CapacityError:
         return CapacityError(

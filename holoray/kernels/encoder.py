@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from holoray.codecs.base import Codec
-from holoray.compression import ZSTD
+from holoray.codecs.spectral import MAX_FRAGMENTS
+from holoray.compression import ZSTD, check_name
+from holoray.errors import UsageError
 from holoray.tensor import Array, TensorSpec
 
 
@@ -18,6 +21,18 @@ class EncodeOptions:
     seed: int = 0
     compression: str = ZSTD
     tile: int = 0
+
+    def __post_init__(self) -> None:
+        check_name(self.compression)
+        for name, most in (("fragments", MAX_FRAGMENTS), ("seed", (1 << 64) - 1), ("tile", 1 << 31)):
+            least = 1 if name == "fragments" else 0
+            try:
+                value = operator.index(getattr(self, name))  # a NumPy integer is one, 1.5 and "1" are none
+            except TypeError:
+                raise UsageError(f"{name} must be a whole number", hint=f"choose {least} to {most}") from None
+            if not least <= value <= most:
+                raise UsageError(f"{name} {value} is out of range", hint=f"choose {least} to {most}")
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +59,8 @@ class Encoder(ABC):
     codec: Codec
     parts: int
     residual: float = 0.0
+    faithful: bool = True
+    """Whether the gains are the truth about partial results; if not, the tensor had better be stored raw."""
 
     def __init__(self, spec: TensorSpec, array: Array, options: EncodeOptions) -> None:
         self.spec = spec

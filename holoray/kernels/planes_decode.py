@@ -113,7 +113,7 @@ class PlanesAccumulator(Accumulator):
         return run
 
     def accumulate(self, slot: int, decompressed: RunLayers, scratch: Scratch) -> None:
-        """Add layers of a run. After a FormatError the run holds nothing, reads zero, and nothing waits for it."""
+        """Add layers of a run. After a FormatError the run holds what it held before, and nothing waits for it."""
         run, waiting = decompressed, self.waiting.pop(slot, {})
         held = int(self.reached[slot])
         target = self._contiguous(held, run.bodies.keys() | waiting.keys())
@@ -151,7 +151,10 @@ class PlanesAccumulator(Accumulator):
 
     def _apply(self, run: RunLayers, waiting: Mapping[int, bytes], held: int, target: int, scratch: Scratch) -> None:
         """Add layers held..target-1 to the run's weights; they are all there, or FormatError and none is."""
-        self.reached[run.slot] = 0  # while the kernels work, and for good if they fail
+        weights = self._weights(run.slot)
+        before = scratch.array("planes.before", weights.size if held else 0, np.uint16)
+        before[:] = weights[: before.size]
+        self.reached[run.slot] = 0  # while the kernels work
         try:
             for layer in range(held, target):
                 self._add(run, layer, run.bodies.get(layer, waiting.get(layer)))
@@ -160,7 +163,8 @@ class PlanesAccumulator(Accumulator):
                 error = FormatError("planes: a stream is longer or shorter than its planes ask for")
                 raise self._located(error, _stream_layer(bad - 1), run.slot)
         except BaseException:
-            self._weights(run.slot)[:] = 0
+            weights[:] = before if held else 0
+            self.reached[run.slot] = held
             raise
         self.reached[run.slot] = target
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
 from holoray.kernels.scratch import Scratch
 from holoray.quality import finite_energy
 from holoray.tensor import Array, TensorSpec, as_bytes
+
+_MAX_GAIN: Final = 1e290
 
 
 class RawEncoder(Encoder):
@@ -32,8 +34,8 @@ class RawEncoder(Encoder):
         run = self.array.reshape(-1)[part * per_run : (part + 1) * per_run]
         gain = finite_energy(run)
         name, payload = compress(self.options.compression, as_bytes(run), MIN_FRAGMENT_SAVING)
-        # A float64 run may hold values whose squares overflow; its quality is then not measured.
-        gain = gain if np.isfinite(gain) else 0.0
+        # Squares of float64 values may overflow, in a run or in the sum of all: quality is then not measured.
+        gain = gain if gain < _MAX_GAIN else 0.0
         return [EncodedFragment(part, 0, part, NO_PREREQUISITE, name, run.nbytes, gain, bytes(payload))]
 
 

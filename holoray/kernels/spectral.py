@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
 from numba import njit
 
 from holoray.codecs.base import Codec
-from holoray.codecs.spectral import MAX_FRAGMENTS, Deal, SpectralCodec, matrix_shape, tiles
+from holoray.codecs.spectral import Deal, SpectralCodec, matrix_shape, tiles
 from holoray.compression import MIN_FRAGMENT_SAVING, compress, decompress
-from holoray.errors import UsageError
 from holoray.fragment import NO_PREREQUISITE, FragmentEntry
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
@@ -22,6 +23,7 @@ from holoray.kernels.scratch import Scratch
 from holoray.tensor import Array, TensorSpec
 
 _MAX_SHIFTS_TRIED = 64
+_UNFELT = 1e-6  # relative errors below this are not told apart
 
 
 class SpectralEncoder(Encoder):
@@ -34,8 +36,6 @@ class SpectralEncoder(Encoder):
 
     def __init__(self, spec: TensorSpec, array: Array, options: EncodeOptions) -> None:
         super().__init__(spec, array, options)
-        if not 1 <= options.fragments <= MAX_FRAGMENTS:
-            raise UsageError(f"spectral takes 1 to {MAX_FRAGMENTS} fragments, not {options.fragments}")
         exponent = self._exponent = _scaling_exponent(array)
         weights = array.astype(np.float32).reshape(matrix_shape(spec.shape))
         if exponent:
@@ -45,7 +45,8 @@ class SpectralEncoder(Encoder):
         raster = self.coefficients[: spec.size].reshape(weights.shape)
         for tile in tiles(weights.shape, options.tile):
             raster[tile] = scipy.fft.dctn(weights[tile], type=2, norm="ortho")
-        shifts = _balanced_shifts(self.coefficients, deal)
+        shifts, shares = _balanced_shifts(self.coefficients, deal)
+        self.faithful = _is_faithful(array, float(np.min(shares)), math.ldexp(1.0, -exponent))
         self.codec = SpectralCodec(
             fragments=options.fragments,
             seed=options.seed,
@@ -156,8 +157,29 @@ def _scaling_exponent(array: Array) -> int:
     return exponent if largest and not -40 <= exponent <= 40 else 0
 
 
-def _balanced_shifts(coefficients: npt.NDArray[np.float32], deal: Deal) -> npt.NDArray[np.int64]:
-    """int64[groups]: greedily, the most energetic group first, the shift that best levels the fragments' energies."""
+def _is_faithful(array: Array, least_share: float, scale: float) -> bool:
+    """Whether rounding partial results to the array's dtype leaves reported quality and relative error true.
+
+    Gains are energies of coefficients; what is handed out is rounded. Rounding adds some eps^2 / 7 of the energy, which
+    must not be felt beside the smallest error that a subset can have (one fragment missing: `least_share`); and its
+    correlation with the error, which a few dominating weights could have, must stay below 1e-4 of the energy.
+    """
+    eps = float(ml_dtypes.finfo(array.dtype).eps) / 2  # type: ignore[no-untyped-call]
+    if eps < _UNFELT:
+        return True
+    squares = np.square(array.reshape(-1).astype(np.float64) * scale)
+    energy = float(squares.sum())
+    concentration = math.sqrt(float(np.dot(squares, squares)))
+    return eps**2 / 7 * energy <= 0.01 * least_share and concentration * eps <= 1.2e-4 * energy
+
+
+def _balanced_shifts(
+    coefficients: npt.NDArray[np.float32], deal: Deal
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """int64[groups]: greedily, the most energetic group first, the shift that best levels the fragments' energies.
+
+    Also those energies, float64[fragments].
+    """
     n = deal.fragments
     rotations = deal.rotations()
     energies = np.zeros((deal.groups, n))
@@ -179,7 +201,7 @@ def _balanced_shifts(coefficients: npt.NDArray[np.float32], deal: Deal) -> npt.N
         best = int(np.argmin(candidates @ loads))
         shifts[group] = tried[best]
         loads += candidates[best]
-    return shifts
+    return shifts, loads
 
 
 def _gather_fragment(

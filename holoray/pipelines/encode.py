@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -65,7 +66,8 @@ def encode(
     with store.exclusive():
         if store.exists(ROOT) and not overwrite:
             raise UsageError(f"{store.uri} already holds a store", hint="choose another path, or pass --overwrite")
-        manifest = _encode(source, store, policy, threads or len(os.sched_getaffinity(0)), on_tensor)
+        with store.replacement() if store.exists(ROOT) else nullcontext(store) as target:
+            manifest = _encode(source, target, policy, threads or len(os.sched_getaffinity(0)), on_tensor)
     seconds = time.perf_counter() - start
     return EncodeReport(
         root=manifest.root,

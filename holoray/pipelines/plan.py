@@ -182,6 +182,12 @@ def _given(manifest: Manifest, keys: list[Key], indices: frozenset[int]) -> list
             f.index for f in tensor.fragments if tensor.mandatory or (f.layer if codec.layered else f.index) in indices
         )
         wanted.update((t, index) for index in present_with_prerequisites(codec, tensor.spec, chosen))
+    mandatory = sum(len(t.fragments) for t in manifest.tensors if t.mandatory)
+    if len(wanted) == mandatory < len(keys):
+        raise UsageError(
+            f"no tensor can use fragments {sorted(indices)} alone",
+            hint="indices count from 0; a layer of `planes` needs all layers before it",
+        )
     return [key for key in keys if key in wanted]
 
 

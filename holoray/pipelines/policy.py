@@ -10,7 +10,7 @@ from typing import Any, Final
 import ml_dtypes
 import numpy as np
 
-from holoray.compression import ZSTD, check_name
+from holoray.compression import ZSTD
 from holoray.errors import FormatError, UsageError
 from holoray.kernels.encoder import EncodeOptions
 from holoray.kernels.registry import check_codec_name
@@ -37,13 +37,12 @@ class EncodePolicy:
 
     def __post_init__(self) -> None:
         check_codec_name(self.codec)
-        check_name(self.compression)
         for _, codec in self.patterns:
             check_codec_name(codec)
         if self.dtype is not None and self.dtype not in CASTS:
             raise UsageError(f"unknown dtype {self.dtype!r}", hint=f"choose one of {', '.join(CASTS)}")
-        if not 1 <= self.fragments <= 4096 or not 0 <= self.seed < 1 << 64 or self.tile < 0:
-            raise UsageError("fragments must be 1 to 4096, the seed a u64, the tile not negative")
+        for name in ("fragments", "seed", "tile"):  # checked, and made plain integers
+            object.__setattr__(self, name, getattr(self.options, name))
 
     @property
     def options(self) -> EncodeOptions:

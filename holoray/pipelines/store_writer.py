@@ -18,7 +18,7 @@ from holoray.fragment import FragmentEntry, TensorEntry
 from holoray.kernels.encoder import EncodedFragment
 from holoray.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest, read_manifest
 from holoray.pipelines.plan import with_streaming_order
-from holoray.stores import MANIFEST, ROOT, Store, fragment_file
+from holoray.stores import MANIFEST, ROOT, Store, fragment_file, is_journal, is_own, journal_file
 from holoray.stores.fragment_writer import FragmentFileWriter
 from holoray.tensor import TensorSpec
 
@@ -54,15 +54,14 @@ class StoreWriter:
 
     def resume(self) -> frozenset[str]:
         """Names of the tensors that journals of the same encode hold; everything else in the store goes."""
-        self._store.delete(ROOT)
         journals = self._read_journals()
         for manifest in journals:
             self._tensors |= {t.name: t for t in manifest.tensors}
             self._files.extend(manifest.files)
         self._segment = len(journals)
-        keep = {fragment_file(f.number) for f in self._files} | {_journal(i) for i in range(self._segment)}
+        keep = {fragment_file(f.number) for f in self._files} | {journal_file(i) for i in range(self._segment)}
         for name in list(self._store.names()):
-            if name not in keep and (name.startswith(("fragments-", "encode-")) or name == MANIFEST):
+            if name not in keep and is_own(name):
                 self._store.delete(name)
         return frozenset(self._tensors)
 
@@ -99,8 +98,9 @@ class StoreWriter:
         read_manifest(manifest.encoded)  # what this version cannot read back must not be sealed
         self._write(MANIFEST, manifest.encoded)
         self._write(ROOT, manifest.root.encode() + b"\n")
-        for segment in range(self._segment):
-            self._store.delete(_journal(segment))
+        for name in list(self._store.names()):
+            if is_journal(name):
+                self._store.delete(name)
         return manifest
 
     def _close_segment(self) -> None:
@@ -110,8 +110,8 @@ class StoreWriter:
         if tensors and self._identity:
             metadata = {_IDENTITY: self._identity}
             journal = Manifest(with_streaming_order(tensors), tuple(closed), self._options, metadata)
-            self._write(_journal(self._segment), journal.encoded)
-            self._segment += 1
+            self._write(journal_file(self._segment), journal.encoded)
+        self._segment += 1
         self._tensors |= {t.name: t for t in tensors}
         self._files.extend(closed)
         self._open, self._writers, self._pending, self._segment_bytes = ExitStack(), {}, [_Pending()], 0
@@ -120,9 +120,9 @@ class StoreWriter:
         """The journals from the first on, as long as they belong to this encode and their files are whole."""
         journals: list[Manifest] = []
         present = set(self._store.names())
-        while self._identity and _journal(len(journals)) in present:
+        while self._identity and journal_file(len(journals)) in present:
             try:
-                manifest = read_manifest(self._store.read(_journal(len(journals)), MAX_MANIFEST_BYTES))
+                manifest = read_manifest(self._store.read(journal_file(len(journals)), MAX_MANIFEST_BYTES))
                 whole = all(self._store.size(fragment_file(f.number)) == f.bytes for f in manifest.files)
             except HolorayError:
                 break
@@ -134,10 +134,6 @@ class StoreWriter:
     def _write(self, name: str, data: bytes) -> None:
         with self._store.create(name) as file:
             file.write(data)
-
-
-def _journal(segment: int) -> str:
-    return f"encode-{segment:05d}.arrow"
 
 
 def _located(pending: _Pending, writers: Mapping[int, FragmentFileWriter]) -> TensorEntry:

@@ -25,7 +25,8 @@ from holoray.tensor import Array, TensorSpec, as_bytes, canonical
 def begin_encoding(codec: str, spec: TensorSpec, array: Array, options: EncodeOptions) -> Encoder:
     """An encoder of the named codec, or of `raw` where that cannot represent the tensor."""
     check_codec_name(codec)
-    return make_encoder(effective_codec(codec, array, spec), spec, array, options)
+    encoder = make_encoder(effective_codec(codec, array, spec), spec, array, options)
+    return encoder if encoder.faithful else make_encoder("raw", spec, array, options)
 
 
 def fragment_entry(encoded: EncodedFragment, digests: Digests) -> FragmentEntry:
@@ -147,8 +148,19 @@ class TensorDecoder:
             raw = self._accumulator.decompress([known], [memoryview(fragment.payload)], self._scratch)
             self._accumulator.accumulate(known.slot, raw, self._scratch)
         except FormatError as error:
+            self._forget_waiting(known.slot)
             raise IntegrityError(
                 f"fragment {fragment.index} of {self.entry.name!r} is malformed: {error}",
+                hint="whoever sealed the store wrote it so: encode it again",
                 tensor=self.entry.name,
                 fragment=fragment.index,
             ) from error
+
+    def _forget_waiting(self, slot: int) -> None:
+        """A slot that met a malformed layer keeps what it held; layers that waited for their prerequisites are gone."""
+        held = int(self._accumulator.state()["held"][slot])
+        gone = {f.index for f in self.entry.fragments if f.slot == slot and f.layer >= held}
+        self._added -= gone
+        self._ledger = QualityLedger([self.entry])
+        for index in self._added:
+            self._ledger.add(0, index)

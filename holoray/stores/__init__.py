@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 
 from holoray.errors import UsageError
-from holoray.stores.base import MANIFEST, ROOT, Store, fragment_file
+from holoray.stores.base import MANIFEST, ROOT, Store, fragment_file, is_journal, is_own, journal_file
 from holoray.stores.local import LocalStore
 from holoray.stores.memory import MemoryStore
 
-__all__ = ["MANIFEST", "ROOT", "LocalStore", "MemoryStore", "Store", "fragment_file", "open_store"]
+__all__ = [
+    "MANIFEST",
+    "ROOT",
+    "LocalStore",
+    "MemoryStore",
+    "Store",
+    "fragment_file",
+    "is_journal",
+    "is_own",
+    "journal_file",
+    "open_store",
+]
 
 
 def open_store(where: Store | str | os.PathLike[str]) -> Store:

@@ -12,12 +12,28 @@ from holoray.errors import LimitError, UsageError
 
 ROOT: Final = "ROOT"
 MANIFEST: Final = "manifest.arrow"
+_FRAGMENTS: Final = re.compile(r"fragments-\d{5,10}\.arrow")
+_JOURNAL: Final = re.compile(r"encode-\d{5,10}\.arrow")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 
 
 def fragment_file(number: int) -> str:
     """Name of a fragment file: built from a number, never from bytes of a manifest."""
     return f"fragments-{number:05d}.arrow"
+
+
+def journal_file(segment: int) -> str:
+    """Name of the journal that an encode leaves after each segment until the store is sealed."""
+    return f"encode-{segment:05d}.arrow"
+
+
+def is_journal(name: str) -> bool:
+    return _JOURNAL.fullmatch(name) is not None
+
+
+def is_own(name: str) -> bool:
+    """Whether a file name is one that we give; others in the same directory are none of our business."""
+    return name in (ROOT, MANIFEST) or _FRAGMENTS.fullmatch(name) is not None or is_journal(name)
 
 
 def check_blob_name(name: str) -> str:
@@ -54,6 +70,10 @@ class Store(ABC):
     @abstractmethod
     def exclusive(self) -> AbstractContextManager[None]:
         """Held by the one who writes; raises UsageError while somebody else does."""
+
+    @abstractmethod
+    def replacement(self) -> AbstractContextManager[Store]:
+        """A store to write; its files take the place of this one's on a clean exit, and until then nothing changes."""
 
     def exists(self, name: str) -> bool:
         return name in self.names()

@@ -14,10 +14,12 @@ from typing import BinaryIO, Final
 
 from holoray.errors import CapacityError, HolorayError, SourceError, UsageError
 from holoray.files import open_for_reading
-from holoray.stores.base import Store, check_blob_name
+from holoray.stores.base import ROOT, Store, check_blob_name, is_own
 
 _PARTIAL: Final = ".partial"
 _LOCK: Final = ".lock"
+_MAX_OPEN: Final = 64
+_REPLACEMENT: Final = ".replacement"
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -25,8 +27,9 @@ class LocalStore(Store):
     """Blobs as files, read by `pread` (a map under a file that shrinks would kill the process)."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.uri = str(self.path)
+        self.uri = os.fspath(path)
+        # Workers and later reads may run in another directory.
+        self.path = Path(path).absolute()
         self._files: dict[str, int] = {}
         self._opening = threading.Lock()
         self._closer = weakref.finalize(self, _close_all, self._files)
@@ -43,18 +46,21 @@ class LocalStore(Store):
             _close_all(self._files)
 
     def size(self, name: str) -> int:
-        return os.fstat(self._open(name)).st_size
+        with self._opened(name) as file:
+            return os.fstat(file).st_size
 
     def read_into(self, name: str, offset: int, out: memoryview) -> int:
-        file, done = self._open(name), 0
-        while done < out.nbytes:
-            try:
-                got = os.preadv(file, [out[done:]], offset + done)
-            except OSError as error:
-                raise SourceError(f"reading {self.path / name} failed: {error.strerror}", source=self.uri) from error
-            if got == 0:
-                break
-            done += got
+        done = 0
+        with self._opened(name) as file:
+            while done < out.nbytes:
+                try:
+                    got = os.preadv(file, [out[done:]], offset + done)
+                except OSError as error:
+                    message = f"reading {self.path / name} failed: {error.strerror}"
+                    raise SourceError(message, hint="check the disk", source=self.uri) from error
+                if got == 0:
+                    break
+                done += got
         return done
 
     @contextmanager
@@ -96,23 +102,48 @@ class LocalStore(Store):
     def exclusive(self) -> Iterator[None]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = _lock_or_refuse(self.path)
         except OSError as error:
             raise _write_error(error, self.path) from error
         try:
-            _lock_or_refuse(lock, self.path)
             for stale in self.path.glob("*" + _PARTIAL):  # ours by the lock: left by a writer that was killed
-                stale.unlink(missing_ok=True)
+                if is_own(stale.name.removesuffix(_PARTIAL)):
+                    stale.unlink(missing_ok=True)
             yield
             (self.path / _LOCK).unlink(missing_ok=True)
         finally:
             os.close(lock)
 
-    def _open(self, name: str) -> int:
+    @contextmanager
+    def replacement(self) -> Iterator[Store]:
+        fresh = LocalStore(self.path / _REPLACEMENT)
+        yield fresh
+        try:
+            for name in [n for n in self.names() if is_own(n)]:
+                self.delete(name)
+            for name in sorted(fresh.names(), key=lambda n: n == ROOT):  # the root last: it is what makes a store
+                os.replace(fresh.path / name, self.path / name)
+            _sync_directory(self.path)
+            fresh.path.rmdir()
+        except OSError as error:
+            raise _write_error(error, self.path) from error
+        fresh.close()
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[int]:
+        """A descriptor of the file: kept open for the next read, unless there are many already."""
         with self._opening:
-            if name not in self._files:
-                self._files[name] = open_for_reading(self.path / check_blob_name(name))
-            return self._files[name]
+            file = self._files.get(name, -1)
+            if file < 0:
+                file = open_for_reading(self.path / check_blob_name(name))
+                if len(self._files) < _MAX_OPEN:
+                    self._files[name] = file
+            kept = self._files.get(name) == file
+        try:
+            yield file
+        finally:
+            if not kept:
+                os.close(file)
 
     def _forget(self, name: str) -> None:
         with self._opening:
@@ -132,12 +163,19 @@ def _close_all(files: dict[str, int]) -> None:
         os.close(files.popitem()[1])
 
 
-def _lock_or_refuse(lock: int, path: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        hint = "wait for the other `holoray encode` to end"
-        raise UsageError(f"{path} is being written by another process", hint=hint) from None
+def _lock_or_refuse(path: Path) -> int:
+    """A descriptor that holds the lock of the directory."""
+    while True:
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            hint = "wait for the other `holoray encode` to end"
+            raise UsageError(f"{path} is being written by another process", hint=hint) from None
+        if os.fstat(lock).st_nlink:
+            return lock
+        os.close(lock)  # its last holder removed the file between our open and our lock: lock the new one
 
 
 def _write_error(error: OSError, path: Path) -> HolorayError:

@@ -49,6 +49,12 @@ class MemoryStore(Store):
         finally:
             self._writing.release()
 
+    @contextmanager
+    def replacement(self) -> Iterator[Store]:
+        fresh = MemoryStore(self.uri)
+        yield fresh
+        self.blobs = fresh.blobs
+
     def _blob(self, name: str) -> bytes:
         try:
             return self.blobs[name]

@@ -143,6 +143,37 @@ def test_values_at_the_edge_of_a_dtype_go_raw(dtype: str, scale: float) -> None:
     assert encode_tensor(np.zeros_like(array), "spectral")[0].codec == "spectral"
 
 
+ROUNDED = {
+    "a large mean": 1 + 0.01 * gaussian((512, 512)),
+    "a larger one": 1 + 0.001 * gaussian((512, 512)),
+    "smooth": np.arange(4096).reshape(64, 64),
+    "an outlier": np.where(np.arange(1 << 18) == 5, 200, gaussian((1 << 18,))).reshape(512, 512),
+    "spikes": np.where(np.arange(1 << 18) % 40_000 == 7, 60, gaussian((1 << 18,))).reshape(512, 512),
+    "the unit matrix": np.eye(64),
+    "few": gaussian((7,)),
+    "white": gaussian((512, 512)),
+    "small and white": gaussian((64, 64)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounding_to_the_dtype_never_falsifies_what_is_reported(name: str, dtype: str) -> None:
+    """A tensor whose partial results would be felt to be rounded goes raw; for the others the numbers are true."""
+    array = ROUNDED[name].astype(DTYPES[dtype])
+    truth = array.astype(np.float64)
+    entry, fragments = encode_tensor(array, "spectral", fragments=8)
+    if "white" in name:
+        assert entry.codec == "spectral"
+    for order in (range(len(fragments)), reversed(range(len(fragments)))):
+        decoder = TensorDecoder(entry)
+        for index in order:
+            decoder.add(fragments[index])
+            error = np.linalg.norm(decoder.reconstruct().astype(np.float64) - truth) / np.linalg.norm(truth)
+            assert decoder.quality == pytest.approx(1 - error**2, abs=1e-4)
+            assert decoder.report.relative_error == pytest.approx(error, rel=1e-2, abs=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (1, 1, 1)])
 def test_more_fragments_than_coefficients(shape: tuple[int, ...]) -> None:
     array = gaussian(shape)

@@ -87,6 +87,7 @@ LIES: dict[str, tuple[Any, bytes]] = {
     "deep nesting": (b"[" * 100_000, b""),
     "a key twice": (b'{"a": 1, "a": 2}', b""),
     "metadata of numbers": ({"__metadata__": {"a": 1}}, b""),
+    "a tensor where metadata belongs": ({"__metadata__": {}, "b": _entry("F4")}, bytes(8)),
     "an empty name": ({"": _entry()}, bytes(8)),
     "a megabyte of a name": ({"x" * (1 << 20): _entry()}, bytes(8)),
 }
@@ -150,3 +151,8 @@ def test_the_reference_refuses_the_same_holes(tmp_path: Path) -> None:
     for lie in ("a hole before", "overlap", "bytes of nobody", "cut short"):
         with pytest.raises(SafetensorError):
             safe_open(_file(tmp_path / "x", *LIES[lie]), "numpy")
+
+
+def test_no_tensor_is_called_like_the_metadata() -> None:
+    with pytest.raises(FormatError, match="metadata"):
+        TensorSpec("__metadata__", "F32", (2,))

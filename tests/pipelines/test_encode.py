@@ -121,6 +121,72 @@ def test_a_sealed_store_is_not_overwritten_by_accident(model: Model, tmp_path: P
     assert_same(holoray.open(tmp_path).load(), model)
 
 
+def test_a_failed_overwrite_leaves_the_old_store(model: Model, tmp_path: Path) -> None:
+    root = holoray.encode(model, tmp_path).root
+    with pytest.raises(FormatError):
+        holoray.encode(
+            {"ok": model["embed.weight"], "x": np.full((300, 400), 1e30)}, tmp_path, overwrite=True, dtype="f16"
+        )
+    sealed = holoray.open(tmp_path, expect=root)
+    assert_same(sealed.load(), model)
+    assert sealed.verify() == []
+    fresh = holoray.encode(model, tmp_path, codec="raw", overwrite=True)
+    other = MemoryStore()
+    assert holoray.encode(model, other, codec="raw").root == fresh.root  # numbering does not depend on history
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(other.blobs)
+
+
+def test_other_files_in_the_directory_are_left_alone(model: Model, tmp_path: Path) -> None:
+    foreign = ["notes.txt", "fragments-notes.txt", "film.partial", "encode-me.arrow"]
+    for name in foreign:
+        (tmp_path / name).write_text(name)
+    holoray.encode(model, tmp_path)
+    holoray.encode(model, tmp_path, overwrite=True)
+    assert [(tmp_path / name).read_text() for name in foreign] == foreign
+    assert holoray.open(tmp_path).verify() == []
+
+
+def test_arrays_in_memory_fill_several_segments(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_writer, "SEGMENT_BYTES", 1)
+    store = MemoryStore()
+    holoray.encode(model, store)
+    assert_same(holoray.open(store).load(), model)
+
+
+def test_many_files_need_few_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    monkeypatch.setattr(store_writer, "SEGMENT_BYTES", 1)
+    rng = np.random.default_rng(0)
+    model = {str(i): rng.standard_normal((70, 70)).astype(np.float32) for i in range(60)}
+    holoray.encode(model, tmp_path)
+    assert len(list(tmp_path.glob("fragments-*"))) > 300
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        sealed = holoray.open(tmp_path)
+        assert_same(sealed.load(), model)
+        assert sealed.verify() == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_numpy_integers_are_integers(model: Model) -> None:
+    one, two = MemoryStore(), MemoryStore()
+    holoray.encode(model, one, codec="spectral", fragments=np.int64(5), seed=np.uint8(3))  # type: ignore[arg-type]
+    holoray.encode(model, two, codec="spectral", fragments=5, seed=3)
+    assert one.blobs == two.blobs
+    for bad in ({"fragments": "8"}, {"seed": 1.5}, {"tile": None}):
+        with pytest.raises(UsageError, match="whole number"):
+            holoray.encode(model, MemoryStore(), **bad)
+
+
+def test_float64_values_whose_squares_overflow(tmp_path: Path) -> None:
+    model = {"x": np.full((600, 500), 1.1e151), "y": np.full((600, 500), 1e300)}
+    holoray.encode(model, tmp_path)
+    assert_same(holoray.open(tmp_path).load(), model)
+
+
 def test_a_missing_input_leaves_no_store(tmp_path: Path) -> None:
     with pytest.raises(SourceError):
         holoray.encode(tmp_path / "no.safetensors", tmp_path / "s")

@@ -44,7 +44,7 @@ def test_a_quality_is_reached_and_true(sealed: SealedStore, model: Model, qualit
     reached = loader.load(Target(quality=quality))
     assert reached.ratio >= quality
     assert reached.ratio == pytest.approx(true_quality(loader.state_dict(), model), abs=1e-4)
-    assert loader.bytes_read <= sealed.manifest.bytes_stored
+    assert loader.bytes_read < sealed.manifest.bytes_stored
 
 
 def test_every_point_of_the_curve_is_what_a_load_of_those_bytes_gives(sealed: SealedStore, model: Model) -> None:
@@ -184,6 +184,47 @@ def test_the_root_is_checked(model: Model) -> None:
     store.blobs["manifest.arrow"] = manifest[:-1] + bytes([manifest[-1] ^ 1])
     with pytest.raises(IntegrityError, match="does not match"):
         holoray.open(store)
+
+
+def test_a_grown_file_is_not_read_into_memory(model: Model, tmp_path: Path) -> None:
+    import resource
+
+    holoray.encode(model, tmp_path)
+    name = "fragments-00001.arrow"
+    size = (tmp_path / name).stat().st_size
+    with open(tmp_path / name, "r+b") as file:
+        file.truncate(4 << 30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert [(b.file, b.why) for b in holoray.open(tmp_path).verify()] == [
+        (name, f"has {4 << 30} bytes instead of {size}")
+    ]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+def test_the_working_directory_may_change(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    holoray.encode(model, "s")
+    sealed = holoray.open("s")
+    monkeypatch.chdir("/")
+    assert set(sealed.load()) == set(model)
+
+
+@pytest.mark.parametrize("target", ["", ".", "directory", "a\0b", "missing/x"])
+def test_targets_that_cannot_be_written(
+    target: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "directory").mkdir()
+    store = MemoryStore()
+    holoray.encode(model, store)
+    with pytest.raises(SourceError):
+        load_file(holoray.open(store), target)
+    assert [p.name for p in tmp_path.iterdir()] == ["directory"]
+
+
+def test_fragments_that_nobody_has(sealed: SealedStore) -> None:
+    with pytest.raises(UsageError, match="alone"):
+        sealed.load(fragments=(99,))
 
 
 def test_places_that_are_no_store(tmp_path: Path) -> None:

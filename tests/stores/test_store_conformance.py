@@ -82,6 +82,19 @@ class StoreTests:
         with pytest.raises(SourceError):
             store.size("a")
 
+    def test_a_replacement_takes_over_only_when_whole(self, store: Store) -> None:
+        self.write(store, "ROOT", b"old")
+        self.write(store, "fragments-00001.arrow", b"old")
+        with pytest.raises(RuntimeError), store.replacement() as fresh:
+            self.write(fresh, "ROOT", b"new")
+            raise RuntimeError
+        assert store.read("ROOT", 10) == b"old"
+        with store.replacement() as fresh:
+            self.write(fresh, "ROOT", b"new")
+            assert store.read("ROOT", 10) == b"old"
+        assert store.read("ROOT", 10) == b"new"
+        assert list(store.names()) == ["ROOT"]
+
     def test_one_writer_at_a_time(self, store: Store) -> None:
         with store.exclusive(), pytest.raises(UsageError, match="written"), store.exclusive():
             pass
@@ -102,10 +115,13 @@ class TestLocalStore(StoreTests):
 
     def test_leftovers_of_a_killed_writer_go(self, store: Store, tmp_path: Path) -> None:
         (tmp_path / "store").mkdir()
-        (tmp_path / "store" / "a.partial").write_bytes(b"half")
+        ours, foreign = tmp_path / "store" / "fragments-00003.arrow.partial", tmp_path / "store" / "film.mkv.partial"
+        for path in (ours, foreign):
+            path.write_bytes(b"half")
         assert list(store.names()) == []
         with store.exclusive():
-            assert not (tmp_path / "store" / "a.partial").exists()
+            assert not ours.exists()
+            assert foreign.exists()
 
     def test_another_process_holds_the_lock(self, store: Store, tmp_path: Path) -> None:
         code = f"from holoray.stores import LocalStore\nwith LocalStore({str(tmp_path / 'store')!r}).exclusive(): pass"
