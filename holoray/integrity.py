@@ -59,5 +59,5 @@ def parse_root(text: str, *, what: str = "root") -> str:
     root = text.strip().lower()
     digits = root.removeprefix(ROOT_PREFIX)
     if not root.startswith(ROOT_PREFIX) or len(digits) != 64 or set(digits) - set("0123456789abcdef"):
-        raise UsageError(f"{what} is not of the form sha256:<64 hex digits>")
+        raise UsageError(f"{what} is no root", hint="give it as sha256:<64 hex digits>, as `holoray inspect` prints it")
     return root

@@ -7,12 +7,12 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
 from holoray.cli.output import Output, decibel, fail, human_bytes, short, shown, table
-from holoray.errors import HolorayError, IntegrityError, UsageError
+from holoray.errors import FormatError, HolorayError, IntegrityError, UsageError
 
 app = typer.Typer(
     name="holoray",
@@ -105,16 +105,22 @@ def verify(store: StorePath, expect: Expect = None, json: Json = False, quiet: Q
     """Check every byte of a store against its root; names each bad file, tensor and fragment (exit code 3)."""
     out = _begin(json, quiet)
     from holoray.pipelines.sealed_store import SealedStore
+    from holoray.pipelines.verify import BadFragment
 
-    sealed = SealedStore(store, expect)
-    with out.progress("verifying", sum(t.stored_bytes for t in sealed.manifest.tensors)) as advance:
-        bad = sealed.verify(lambda nbytes: advance(nbytes, ""))
+    root, bad = None, []
+    try:
+        sealed = SealedStore(store, expect)
+        root = sealed.root
+        with out.progress("verifying", sum(t.stored_bytes for t in sealed.manifest.tensors)) as advance:
+            bad = sealed.verify(lambda nbytes: advance(nbytes, ""))
+    except (FormatError, IntegrityError) as error:  # root or manifest: nothing behind them can be believed
+        bad = [BadFragment("ROOT, manifest.arrow", None, None, error.message)]
     faults = table("damaged", "file", "tensor", ">fragment", "why")
     for row in bad:
         faults.add_row(row.file, short(row.tensor or ""), "" if row.fragment is None else str(row.fragment), row.why)
     out.result(
-        {"root": sealed.root, "ok": not bad, "bad": [asdict(row) for row in bad]},
-        f"{len(bad)} faults in {shown(store)}" if bad else f"{shown(store)} is whole, root {sealed.root}",
+        {"root": root, "ok": not bad, "bad": [asdict(row) for row in bad]},
+        f"{len(bad)} faults in {shown(store)}" if bad else f"{shown(store)} is whole, root {root}",
         *([faults] if bad else []),
     )
     if bad:
@@ -228,7 +234,9 @@ def main() -> None:
     _output[0] = Output(json="--json" in sys.argv, quiet=False)
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
+    except _ParserError as error:
+        _show_usage_error(error)
     except _Interrupted:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -239,6 +247,19 @@ def main() -> None:
         if os.environ.get("HOLORAY_DEBUG"):
             raise
         fail(error if isinstance(error, HolorayError) else _bug(error), _output[0])
+
+
+# Typer carries its own copy of click and exports only some of its errors: their common base is among the ancestors.
+_ParserError: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def _show_usage_error(error: Any) -> NoReturn:
+    context = getattr(error, "ctx", None)
+    if not error.format_message():  # no command at all: what was shown is the help
+        error.show()
+        sys.exit(error.exit_code)
+    path = context.command_path if context is not None else "holoray"
+    fail(UsageError(error.format_message(), hint=f"see `{path} --help`"), _output[0])
 
 
 def _bug(error: Exception) -> HolorayError:

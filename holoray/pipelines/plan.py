@@ -33,13 +33,13 @@ class Target:
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.quality, self.bytes, self.fragments)) > 1:
-            raise UsageError("choose one of quality, bytes and fragments")
+            raise UsageError("a load has one target", hint="choose one of quality, bytes and fragments")
         if self.quality is not None:
             check_target(self.quality)
         if self.bytes is not None and self.bytes < 0:
-            raise UsageError("a byte budget cannot be negative")
+            raise UsageError("a byte budget cannot be negative", hint="leave it out to load everything")
         if self.fragments is not None and (not self.fragments or min(self.fragments) < 0):
-            raise UsageError("fragment indices must be a list of numbers from 0")
+            raise UsageError("fragments must be a list of numbers from 0", hint="e.g. 0,1,2")
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class SealedStore:
         if not self.store.exists(ROOT):
             started = any(self.store.names())
             what = "was never sealed: an encode was interrupted" if started else "is no holoray store"
-            hint = "run the same `holoray encode` again, it resumes" if started else "is the path right?"
+            hint = "run the same `holoray encode` again" if started else "is the path right?"
             raise SourceError(f"{self.store.uri} {what}", hint=hint, source=self.store.uri)
         text = self.store.read(ROOT, _MAX_ROOT_BYTES)
         try:
