@@ -7,11 +7,10 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-import numpy as np
-
 from holoray.errors import CapacityError
 from holoray.formats.safetensors import SafetensorsWriter
 from holoray.kernels.accumulator import Accumulator
+from holoray.kernels.memory import zeros
 from holoray.kernels.registry import make_accumulator
 from holoray.manifest import Manifest
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
@@ -157,7 +156,7 @@ def load_to_file(
 def _new_accumulator(manifest: Manifest, tensor: int) -> Accumulator:
     spec = manifest.tensors[tensor].spec
     try:
-        return make_accumulator(spec, manifest.codecs[tensor], np.zeros(spec.shape, spec.numpy_dtype))
+        return make_accumulator(spec, manifest.codecs[tensor], zeros(spec.shape, spec.numpy_dtype))
     except MemoryError:
         raise CapacityError(
             f"no memory for the {spec.nbytes} bytes of tensor {spec.name!r}", tensor=spec.name
