@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from holoray.actors.warm_model import WarmModel as WarmModel
     from holoray.actors.warm_model import warm_up as warm_up
     from holoray.errors import CapacityError as CapacityError
+    from holoray.errors import DeadlineError as DeadlineError
     from holoray.errors import FormatError as FormatError
     from holoray.errors import HolorayError as HolorayError
     from holoray.errors import IntegrityError as IntegrityError
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 _HOMES: Final = {
     "CapacityError": "errors",
+    "DeadlineError": "errors",
     "EncodeReport": "pipelines.encode",
     "FormatError": "errors",
     "Fragment": "fragment",

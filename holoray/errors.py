@@ -70,6 +70,15 @@ class QualityError(HolorayError):
     exit_code = 4
 
 
+class DeadlineError(HolorayError, TimeoutError):
+    """What was waited for did not come in time; it may still come."""
+
+    exit_code = 4
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class CapacityError(HolorayError):
     """Memory, disk or a byte budget is too small for what was asked."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 import threading
 import time
@@ -32,7 +33,7 @@ from holoray.actors.messages import (
 from holoray.actors.roster import Policy
 from holoray.actors.state import Brain
 from holoray.actors.worker import Hello, JobSpec, Report, open_expected
-from holoray.errors import WorkerLostError
+from holoray.errors import UsageError, WorkerLostError
 from holoray.metrics import JobMetrics, MetricsServer
 from holoray.pipelines.meter import record
 from holoray.version import __version__
@@ -40,6 +41,7 @@ from holoray.version import __version__
 _TICK_S: Final = 0.5
 _WAIT_S: Final = 0.05
 _HOME_S: Final = 5.0
+_PORT_S: Final = 1.0
 _LEVELS: Final = (0.95, 0.99, 0.999, 0.9999, 1.0)
 
 
@@ -103,19 +105,16 @@ class Coordinator:
         first_generation: int = 1,
         policy: Policy | None = None,
         metrics_port: int | None = None,
+        worker_cpus: float = 1,
     ) -> None:
-        self._spec, self._home, self._workers = spec, home, workers
+        self._spec, self._home, self._workers, self._worker_cpus = spec, home, workers, worker_cpus
         self._start_worker, self._living_nodes = start_worker, living_nodes
         self._started, self._began = started, time.monotonic()
-        manifest = open_expected(spec).manifest
-        self._brain = Brain(
-            manifest, qualities, home=home, expected=workers, policy=policy, first_generation=first_generation
-        )
         self._seats: dict[str, _Seat] = {}
         self._calls: dict[Any, _Call] = {}
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._names = 0
-        self._bytes_read = len(manifest.encoded)
+        self._bytes_read = 0
         self._published: list[Generation] = []
         self._news = threading.Condition()
         self._error: Exception | None = None
@@ -126,17 +125,28 @@ class Coordinator:
         self.metrics = JobMetrics()
         self.metrics.set("holoray_quality_target_ratio", max(qualities))
         self.metrics.set("holoray_build_info", 1, version=__version__, backend="cpu")
-        self.metrics.set("holoray_tensors", len(manifest.tensors))
-        self._server = None if metrics_port is None else MetricsServer(self.metrics, metrics_port)
+        self._server: MetricsServer | None = None
+        try:
+            manifest = open_expected(spec).manifest
+            self._brain = Brain(
+                manifest, qualities, home=home, expected=workers, policy=policy, first_generation=first_generation
+            )
+            self._bytes_read = len(manifest.encoded)
+            self.metrics.set("holoray_tensors", len(manifest.tensors))
+            if metrics_port is not None:
+                self._server = _serve(self.metrics, metrics_port)
+        except Exception as error:  # `run` returns it: raised here, it would lose its type
+            self._error = error
 
     # -- what the driver calls ---------------------------------------------------------------------------
 
     def run(self) -> Exception | None:
         """Warm up; returns None at the end, or why it could not go on."""
-        for _ in range(self._workers):
-            self._seat()
         try:
-            while not self._brain.done and not self._stopping:
+            if self._error is None:
+                for _ in range(self._workers):
+                    self._seat()
+            while self._error is None and not self._brain.done and not self._stopping:
                 self._step()
         except Exception as error:
             self._error = error
@@ -298,7 +308,9 @@ class Coordinator:
     def _seat(self, node: str = "", *, receiver: bool = False) -> None:
         name = f"w{self._names}"
         self._names += 1
-        handle = self._start_worker(self._spec, name, node=node, required=receiver, cpus=0 if receiver else 1)
+        handle = self._start_worker(
+            self._spec, name, node=node, required=receiver, cpus=0 if receiver else self._worker_cpus
+        )
         self._seats[name] = _Seat(name, handle, receiver, wanted_node=node)
         self._calls[handle.hello.remote()] = _Call(name, lambda hello: self._welcome(name, hello))
 
@@ -346,3 +358,19 @@ class Coordinator:
 
 def _fragments(task: Assign | None) -> int:
     return 0 if task is None else sum(len(unit.fragments) for unit in task.units)
+
+
+def _serve(metrics: JobMetrics, port: int) -> MetricsServer:
+    """Serve `/metrics`; a coordinator that died a moment ago may not have let go of the port yet."""
+    deadline = time.monotonic() + _PORT_S
+    while True:
+        try:
+            return MetricsServer(metrics, port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
+                time.sleep(_WAIT_S)
+                continue
+            raise UsageError(
+                f"metrics cannot be served on port {port}: {error.strerror}",
+                hint="choose another port; 0 is any free one",
+            ) from None

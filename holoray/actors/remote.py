@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,6 +22,7 @@ from holoray.errors import SourceError, UsageError
 
 # A private Ray only carries messages and, with several nodes, slots: weights never go through its object store.
 _OBJECT_STORE_BYTES: Final = 80 << 20
+_ANSWER_S: Final = 5.0
 _QUIET: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -65,62 +68,115 @@ def start_coordinator(*arguments: Any, **options: Any) -> Any:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A connection to Ray; `close` undoes what `connect` did, and leaves alone what was there before."""
+@dataclass(slots=True)
+class _Ours:
+    """A Ray that we started or joined: it ends with the last session on it."""
 
-    ours: bool
-    private_dir: str = ""
+    address: str
+    directory: str = ""
+    sessions: int = 0
+
+
+_guard: Final = threading.RLock()  # a session may also be closed by a finalizer, in a thread that is connecting
+_current: list[_Ours] = []  # at most one: a process has one Ray
+
+
+class Session:
+    """A connection to Ray; `close` undoes what `connect` did, and leaves alone what others still use."""
+
+    def __init__(self, ours: _Ours | None = None) -> None:
+        self._ours, self._open = ours, True
+        self._address = ours.address if ours else _here()
+        if ours:
+            ours.sessions += 1
+
+    @property
+    def private_dir(self) -> str:
+        """Where a private Ray lives; empty for any other."""
+        return self._ours.directory if self._ours else ""
+
+    def alive(self) -> bool:
+        """Whether this process is still connected to that Ray. Ask first: most calls would start another one."""
+        return _here() == self._address
 
     def close(self) -> None:
-        if self.ours:
-            ray.shutdown()
-        if self.private_dir:
-            shutil.rmtree(self.private_dir, ignore_errors=True)
+        with _guard:
+            ours, was_open, self._open = self._ours, self._open, False
+            if ours is None or not was_open:
+                return
+            ours.sessions -= 1
+            if ours.sessions:
+                return
+            if ours in _current:
+                _current.remove(ours)
+            if self.alive():
+                ray.shutdown()
+            if ours.directory:
+                shutil.rmtree(ours.directory, ignore_errors=True)
+
+
+def _here() -> str:
+    """Address of the Ray that this process is connected to, if it is."""
+    return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else ""
 
 
 def connect(address: str | None, cpus: int) -> Session:
-    """Use the Ray that the caller has initialised, join the cluster at `address`, or start a private local one."""
-    if ray.is_initialized():
-        here = ray.get_runtime_context().gcs_address
-        if address not in (None, "auto", "local", here):
-            raise UsageError(
-                f"this process is already connected to the Ray at {here}, not {address}",
-                hint="leave the address out, or call ray.shutdown() first",
-            )
-        return Session(ours=False)
-    with _environment(_QUIET), _hushed(logging.getLogger("ray")):
-        if address not in (None, "local"):
-            return _join(str(address))
-        # Ray puts unix sockets below this directory; their paths are limited to 107 bytes.
-        directory = tempfile.mkdtemp(prefix="hr-", dir="/tmp")
-        try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                num_gpus=0,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                _temp_dir=directory,
-            )
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
-    return Session(ours=True, private_dir=directory)
+    """Use the Ray that this process has, join the cluster at `address`, or start a private local one."""
+    with _guard:
+        here = _here()
+        if here:
+            if address not in (None, "auto", "local", here):
+                raise UsageError(
+                    f"this process is already connected to the Ray at {here}, not {address}",
+                    hint="leave the address out, or call ray.shutdown() first",
+                )
+            return Session(next((ours for ours in _current if ours.address == here), None))
+        with _environment(_QUIET), _hushed(logging.getLogger("ray")):
+            directory = _start(cpus) if address in (None, "local") else _join(str(address))
+        _current[:] = [_Ours(_here(), directory)]
+        return Session(_current[0])
 
 
-def _join(address: str) -> Session:
+def _start(cpus: int) -> str:
+    """Start a private Ray; returns its directory."""
+    # Ray puts unix sockets below this directory; their paths are limited to 107 bytes.
+    directory = tempfile.mkdtemp(prefix="hr-", dir="/tmp")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except (ConnectionError, ValueError) as error:
-        raise SourceError(
-            f"no Ray cluster answers at {address}: {error}",
-            hint="start one (`ray start --head`), or leave the address out for a private local Ray",
-        ) from None
-    return Session(ours=True)
+        _init(
+            "a private Ray does not start",
+            "look for what Ray printed; is there memory, and room in /tmp and /dev/shm?",
+            address="local",
+            num_cpus=cpus,
+            num_gpus=0,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            _temp_dir=directory,
+        )
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    return directory
+
+
+def _join(address: str) -> str:
+    problem = f"no Ray cluster answers at {address}"
+    hint = "start one (`ray start --head`), or leave the address out for a private local Ray"
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():  # Ray itself would try for minutes
+        try:
+            socket.create_connection((host.rpartition("//")[2].strip("[]"), int(port)), _ANSWER_S).close()
+        except (OSError, OverflowError) as error:
+            raise SourceError(f"{problem}: {error}", hint=hint, source=address) from None
+    _init(problem, hint, address=address)
+    return ""
+
+
+def _init(problem: str, hint: str, **options: Any) -> None:
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options)
+    except (Exception, SystemExit) as error:  # Ray exits where it cannot connect
+        ray.shutdown()
+        raise SourceError(f"{problem}: {error}", hint=hint, source=options["address"]) from error
 
 
 @contextlib.contextmanager

@@ -99,6 +99,14 @@ def await_gone(path: Path, timeout_s: float = 30.0) -> None:
         time.sleep(0.005)
 
 
+def await_end(job: str, mine: str, timeout_s: float = 5.0) -> None:
+    """Return once no process of the job lives on this host but `mine`: a killed one may else make new files."""
+    deadline = time.monotonic() + timeout_s
+    locks = [p for p in DIRECTORY.glob(f"holoray-{job}-*{_LOCK}") if not p.name.endswith(f"-{mine}{_LOCK}")]
+    while any(is_held(path) for path in locks) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     file = hold_lock(path)

@@ -6,14 +6,15 @@ import contextlib
 import os
 import threading
 import time
+import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, Self
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from holoray.actors import remote, shared_memory
 from holoray.actors.coordinator import Generation
@@ -23,7 +24,7 @@ from holoray.actors.segment import attach_weights
 from holoray.actors.shared_memory import Names
 from holoray.actors.worker import JobSpec
 from holoray.checkpoint import save_checkpoint
-from holoray.errors import HolorayError, QualityError, UsageError, WorkerLostError
+from holoray.errors import DeadlineError, HolorayError, QualityError, UsageError, WorkerLostError
 from holoray.kernels import registry
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.stores import MemoryStore, Store
@@ -31,12 +32,13 @@ from holoray.tensor import Array
 
 _POLL_S: Final = 1.0
 _MAX_COORDINATORS: Final = 3
+_MAX_PORT: Final = 65535
 
 OnGeneration = Callable[["WarmModel", Generation], None]
 
 
 def warm_up(
-    where: Store | str | os.PathLike[str],
+    uri: Store | str | os.PathLike[str],
     *,
     workers: int | None = None,
     qualities: Sequence[float] = (1.0,),
@@ -57,11 +59,13 @@ def warm_up(
     that cannot be reached, UsageError for one without meaning.
     """
     started = time.monotonic()
-    if isinstance(where, MemoryStore):
+    if isinstance(uri, MemoryStore):
         raise UsageError("a store in this process's memory cannot be shared with workers")
     if workers is not None and workers < 1:
         raise UsageError("a warm-up needs at least one worker")
-    sealed = SealedStore(where if isinstance(where, Store) else os.path.abspath(_local(where)), expect)
+    if metrics_port is not None and not 0 <= metrics_port <= _MAX_PORT:
+        raise UsageError(f"there is no port {metrics_port}", hint=f"0 to {_MAX_PORT}; 0 takes any free port")
+    sealed = SealedStore(uri if isinstance(uri, Store) else os.path.abspath(_local(uri)), expect)
     targets = check_qualities(qualities)
     goals(sealed.manifest, targets)
     cpus = workers or len(os.sched_getaffinity(0))
@@ -77,8 +81,8 @@ def warm_up(
         raise
 
 
-def _local(where: str | os.PathLike[str]) -> str:
-    return os.fspath(where).removeprefix("file://")
+def _local(uri: str | os.PathLike[str]) -> str:
+    return os.fspath(uri).removeprefix("file://")
 
 
 class WarmModel:
@@ -107,6 +111,7 @@ class WarmModel:
         self._home = remote.this_node()
         self._changed = threading.Condition()
         self._published: list[Generation] = []
+        self._handed = 0  # generations of which `on_generation` has returned
         self._weights: dict[str, Array] = {}
         self._error: Exception | None = None
         self._over = False
@@ -114,8 +119,12 @@ class WarmModel:
         self._jobs: list[str] = []
         self._locks: list[int] = []
         shared_memory.sweep()
-        self._start_coordinator()
         self._cleanup = weakref.finalize(self, _clean_up, self._jobs, self._locks, session)
+        try:
+            self._start_coordinator()
+        except BaseException:
+            self._cleanup()
+            raise
         self._watcher = threading.Thread(target=self._watch, name="holoray-watch", daemon=True)
         self._watcher.start()
 
@@ -150,16 +159,27 @@ class WarmModel:
     def wait(self, quality: float = 1.0, timeout_s: float | None = None) -> Generation:
         """Block until a generation of at least this quality; 1 means every byte.
 
-        Raises TimeoutError in time, QualityError if the last generation falls short, and whatever ended the warm-up.
+        Returns once `on_generation` has returned from it (except to `on_generation` itself). Raises DeadlineError in
+        time, QualityError if the last generation falls short, and whatever ended the warm-up.
         """
+        inside = self._watcher is threading.current_thread()
 
         def reached() -> Generation | None:
-            enough = (g for g in self._published if g.complete or (quality < 1.0 and g.quality >= quality))
+            counted = self._published if inside else self._published[: self._handed]
+            enough = (g for g in counted if g.complete or (quality < 1.0 and g.quality >= quality))
             return next(enough, None)
 
         with self._changed:
-            if not self._changed.wait_for(lambda: reached() or self._over or self._error, timeout_s):
-                raise TimeoutError(f"quality {quality} was not reached within {timeout_s} s")
+            if inside and reached() is None:
+                raise UsageError(
+                    f"on_generation cannot wait for quality {quality}: the next generation waits for it to return",
+                    hint="wait() outside of it",
+                )
+            if not self._changed.wait_for(lambda: reached() or self._over, timeout_s):
+                raise DeadlineError(
+                    f"quality {quality} was not reached within {timeout_s} s; it is at {self.quality!r}",
+                    hint="wait longer (the warm-up goes on), or for less",
+                )
             found = reached()
             if found is None:
                 self._raise_error()
@@ -175,15 +195,13 @@ class WarmModel:
 
     def crew(self) -> list[dict[str, Any]]:
         """The workers that have joined: name, node, process id."""
-        found: list[dict[str, Any]] = []
-        with contextlib.suppress(RayActorError):  # the coordinator died: another one is on its way
-            found = ray.get(self._coordinator.crew.remote())
-        return found
+        found: list[dict[str, Any]] | None = self._ask_quietly("crew")
+        return found or []
 
     @property
     def metrics_url(self) -> str | None:
         """Where `/metrics` is served, if it is."""
-        url: str | None = ray.get(self._coordinator.metrics_url.remote())
+        url: str | None = self._ask_quietly("metrics_url")
         return url
 
     def close(self) -> None:
@@ -195,6 +213,8 @@ class WarmModel:
             self._watcher.join()
         if self._cleanup.alive:
             self._stop_coordinator()
+            for job in self._jobs:
+                shared_memory.await_end(job, "driver")
             self._cleanup()
 
     def __enter__(self) -> Self:
@@ -225,15 +245,40 @@ class WarmModel:
             first_generation=self.generation + 1,
             policy=self._policy,
             metrics_port=self._metrics_port,
+            worker_cpus=0 if self._session.private_dir else 1,  # a private Ray is shared by all warm-ups of a process
         )
         self._run = self._coordinator.run.remote()
 
     def _stop_coordinator(self) -> None:
-        if not ray.is_initialized():
-            return
-        with contextlib.suppress(RayActorError, GetTimeoutError):
-            ray.get(self._coordinator.stop.remote(), timeout=10)
-        ray.kill(self._coordinator)
+        with contextlib.suppress(RayError, WorkerLostError):
+            self._ask("stop", timeout_s=10)
+        if self._session.alive():
+            ray.kill(self._coordinator)
+
+    def _ask(self, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
+        """What the coordinator answers."""
+        with self._ray():
+            return ray.get(getattr(self._coordinator, method).remote(*arguments), timeout=timeout_s)
+
+    def _ask_quietly(self, method: str) -> Any:
+        """What the coordinator answers, None if there is none (another may be on its way)."""
+        with contextlib.suppress(RayError, WorkerLostError):
+            return None if self._closing.is_set() else self._ask(method)
+        return None
+
+    @contextlib.contextmanager
+    def _ray(self) -> Iterator[None]:
+        """All use of Ray: WorkerLostError if it was shut down before (any call would start another) or meanwhile."""
+        if not self._session.alive():
+            raise _ray_is_gone()
+        try:
+            yield
+        except SystemExit:  # that is how Ray leaves a call when it is shut down
+            raise _ray_is_gone() from None
+        except Exception:
+            if not self._session.alive():
+                raise _ray_is_gone() from None
+            raise
 
     def _watch(self) -> None:
         try:
@@ -245,44 +290,68 @@ class WarmModel:
                     if self._closing.is_set():
                         break
                     cause = error
-                    self._start_coordinator()
+                    with self._ray():
+                        self._start_coordinator()
             else:
                 raise WorkerLostError(f"the coordinator died again and again: {cause}")
         except Exception as error:
             self._error = error
-        with self._changed:
-            self._over = True
-            self._changed.notify_all()
+        finally:
+            with self._changed:
+                self._over = True
+                self._changed.notify_all()
 
     def _follow(self) -> None:
         """Take generations over as they come, until the last one, an error, or `close`."""
         while not self._closing.is_set():
-            news: list[Generation] = ray.get(self._coordinator.news.remote(self.generation, _POLL_S))
+            news: list[Generation] = self._ask("news", self.generation, _POLL_S)
             for generation in news:
                 self._take(generation)
                 if generation.final:
                     return
-            ended, _ = ray.wait([self._run], timeout=0)
-            if ended and not news:
-                error = ray.get(self._run)
-                if error is not None:
-                    raise error
+            with self._ray():
+                ended, _ = ray.wait([self._run], timeout=0)
+                error = ray.get(self._run) if ended and not news else None
+            if error is not None:
+                raise error
 
     def _take(self, generation: Generation) -> None:
         weights = attach_weights(self.manifest, self._names, generation.generation)
         with self._changed:
             self._weights = weights
             self._published.append(generation)
-            self._changed.notify_all()
-        ray.get(self._coordinator.taken.remote(generation.generation))
+        with contextlib.suppress(RayActorError):  # the next coordinator need not know
+            self._ask("taken", generation.generation)
         if self._on_generation is not None:
-            self._on_generation(self, generation)
+            try:
+                self._on_generation(self, generation)
+            except HolorayError:
+                raise
+            except BaseException as error:
+                raise _of_callback(error, generation.generation) from error
+        with self._changed:
+            self._handed = len(self._published)
+            self._changed.notify_all()
 
     def _raise_error(self) -> None:
         if isinstance(self._error, HolorayError):
             raise self._error
         if self._error is not None:
             raise HolorayError(f"the warm-up failed: {self._error!r}") from self._error
+
+
+def _ray_is_gone() -> WorkerLostError:
+    return WorkerLostError(
+        "Ray was shut down under the warm-up", hint="close() the model before ray.shutdown(), and warm up again"
+    )
+
+
+def _of_callback(error: BaseException, generation: int) -> HolorayError:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return HolorayError(
+        f"on_generation failed at generation {generation}: {error!r}",
+        hint=f"it was raised at {where.filename}:{where.lineno}, in {where.name}",
+    )
 
 
 def _clean_up(jobs: list[str], locks: list[int], session: remote.Session) -> None:

@@ -64,6 +64,8 @@ def run_warmup(
                 on_generation=on_generation,
             ) as model,
         ):
+            if metrics_port is not None and not out.json and not out.quiet and model.metrics_url:
+                print(f"metrics at {model.metrics_url}", file=sys.stderr)
             last = model.wait(max(qualities))
             generations = model.generations
     return {

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,16 @@ from holoray.actors import remote
 from holoray.actors.coordinator import Generation
 from holoray.actors.roster import Policy
 from holoray.actors.warm_model import WarmModel, warm_up
-from holoray.errors import CapacityError, HolorayError, IntegrityError, QualityError, SourceError, UsageError
+from holoray.errors import (
+    CapacityError,
+    DeadlineError,
+    HolorayError,
+    IntegrityError,
+    QualityError,
+    SourceError,
+    UsageError,
+    WorkerLostError,
+)
 from holoray.formats.safetensors import SafetensorsFile
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.tensor import Array
@@ -85,6 +95,42 @@ def true_quality(found: dict[str, Array], checkpoint: dict[str, Array]) -> float
     wide = {name: checkpoint[name].astype(np.float64) for name in floating}
     error = sum(np.sum((found[name].astype(np.float64) - wide[name]) ** 2) for name in floating)
     return float(1.0 - error / sum(np.sum(wide[name] ** 2) for name in floating))
+
+
+def test_two_warm_ups_share_a_private_ray(store: Path) -> None:
+    first = warm_up(store, workers=1)
+    first.wait(timeout_s=60)
+    with warm_up(SlowStore(store, SLOW_S), workers=2) as second:
+        until(lambda: len(second.crew()) == 2)
+        assert second._session.private_dir == first._session.private_dir
+        crew = first.crew()
+        first.close()
+        assert not any(is_alive(w["pid"]) for w in crew)
+        second.wait(timeout_s=60)
+    assert not ray.is_initialized()
+    assert not Path(second._session.private_dir).exists()
+
+
+def test_ray_may_be_shut_down_under_a_warm_up(store: Path) -> None:
+    with warm_up(SlowStore(store, 5 * SLOW_S), workers=1) as model:
+        until(model.crew)
+        ray.shutdown()
+        with pytest.raises(WorkerLostError, match="shut down"):
+            model.wait(timeout_s=60)
+        assert model.crew() == []
+        assert model.metrics_url is None
+    assert not ray.is_initialized()
+    assert not Path(model._session.private_dir).exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "nowhere.invalid:6379", "nonsense"])
+def test_no_cluster_at_the_address(address: str, store: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(SourceError, match=address) as caught:
+        warm_up(store, address=address)
+    assert caught.value.hint
+    assert time.monotonic() - began < 20
+    assert not ray.is_initialized()
 
 
 # -- on a Ray that the caller has ----------------------------------------------------------------------
@@ -178,23 +224,87 @@ def test_no_room_in_shared_memory(store: Path) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_what_is_refused_before_anything_starts(store: Path, tmp_path: Path) -> None:
     for arguments, error in (
-        ({"where": tmp_path / "nothing"}, SourceError),
-        ({"where": store, "expect": "sha256:" + "0" * 64}, IntegrityError),
-        ({"where": store, "qualities": ()}, UsageError),
-        ({"where": store, "qualities": (1.5,)}, UsageError),
-        ({"where": store, "workers": 0}, UsageError),
-        ({"where": holoray.MemoryStore()}, UsageError),
+        ({"uri": tmp_path / "nothing"}, SourceError),
+        ({"uri": store, "expect": "sha256:" + "0" * 64}, IntegrityError),
+        ({"uri": store, "qualities": ()}, UsageError),
+        ({"uri": store, "qualities": (1.5,)}, UsageError),
+        ({"uri": store, "workers": 0}, UsageError),
+        ({"uri": store, "metrics_port": -1}, UsageError),
+        ({"uri": store, "metrics_port": 65536}, UsageError),
+        ({"uri": holoray.MemoryStore()}, UsageError),
     ):
         with pytest.raises(error):
             warm_up(**arguments)
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_failing_callback_is_not_lost(store: Path) -> None:
+@pytest.mark.parametrize("last", [False, True])
+def test_a_failing_callback_is_not_lost(last: bool, store: Path) -> None:
     def fail(model: WarmModel, generation: Generation) -> None:
-        raise ZeroDivisionError
+        if generation.final == last:
+            time.sleep(0.2)
+            raise ZeroDivisionError
 
     with warm_up(store, workers=1, qualities=(0.9, 1.0), on_generation=fail) as model:
-        with pytest.raises(HolorayError, match="ZeroDivisionError"):
+        with pytest.raises(HolorayError, match="ZeroDivisionError") as caught:
             model.wait(timeout_s=60)
-        assert model.generation == 1
+        assert __file__ in caught.value.hint
+        assert model.generation == 1 + last
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_errors_of_the_callback_keep_their_type_and_system_exit_is_one(store: Path) -> None:
+    for error, kind in ((CapacityError("full"), CapacityError), (SystemExit(3), HolorayError)):
+
+        def fail(model: WarmModel, generation: Generation, error: BaseException = error) -> None:
+            raise error
+
+        with warm_up(store, workers=1, on_generation=fail) as model, pytest.raises(kind):
+            model.wait(timeout_s=60)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_waiting_covers_the_callback_but_not_from_inside(store: Path) -> None:
+    seen: list[int] = []
+
+    def slow(model: WarmModel, generation: Generation) -> None:
+        assert model.wait(generation.quality * 0.99).generation
+        if not generation.final:
+            with pytest.raises(UsageError):
+                model.wait(1.0)
+        time.sleep(0.3)
+        seen.append(generation.generation)
+
+    with warm_up(store, workers=1, qualities=(0.9, 1.0), on_generation=slow) as model:
+        model.wait(0.9, timeout_s=60)
+        assert seen
+        model.wait(timeout_s=60)
+        assert seen == [1, 2]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_waiting_too_long(store: Path) -> None:
+    with warm_up(SlowStore(store, 5 * SLOW_S), workers=1) as model:
+        with pytest.raises(DeadlineError, match=r"0\.05 s") as caught:
+            model.wait(timeout_s=0.05)
+        assert isinstance(caught.value, TimeoutError)
+        assert caught.value.hint
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_taken_metrics_port_is_told_by_its_own_error(store: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with warm_up(store, workers=1, metrics_port=port) as model:
+            with pytest.raises(UsageError, match=str(port)) as caught:
+                model.wait(timeout_s=60)
+            assert caught.value.hint
+            assert model.metrics_url is None
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_closed_model_answers(store: Path) -> None:
+    with warm_up(store, workers=1, metrics_port=0) as model:
+        model.wait(timeout_s=60)
+    assert model.crew() == []
+    assert model.metrics_url is None
