@@ -18,7 +18,7 @@ NAMES: Final = (NONE, LZ4, ZSTD)
 ZSTD_LEVEL: Final = 1
 # Compression that saves less than this share costs more time at load than the bytes are worth (ADR 0003). Sections of
 # `planes` are what bytes are saved with; whole fragments (`raw`, `spectral`) are there to load at memory speed.
-MIN_SAVING: Final = 0.015
+MIN_SAVING: Final = 0.025
 MIN_FRAGMENT_SAVING: Final = 0.3
 _SAMPLE_BYTES: Final = 1 << 16
 
