@@ -166,6 +166,7 @@ def _encode(tensor: Encoded, slot: int) -> None:
 
 def _ready(tensor: Encoded, slot: int) -> RunLayers:
     keys = [(slot, layer) for layer in range(tensor.layers)]
+    # A scratch of its own: what is ready lies in it.
     return tensor.accumulator.decompress(
-        [tensor.entries[k] for k in keys], [tensor.payloads[k] for k in keys], scratch()
+        [tensor.entries[k] for k in keys], [tensor.payloads[k] for k in keys], Scratch()
     )

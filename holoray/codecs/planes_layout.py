@@ -3,7 +3,7 @@
 A body is a head of little-endian u32 and then the stored sections, back to back:
 
 * directory: for each section its stored length, then its raw length with the compression in the top two bits
-  (0 none, 1 lz4, 2 zstd);
+  (0 none, 1 lz4, 2 zstd, 3 the density code of planes, for planes only);
 * offsets: for each stream of the layer one row of `blocks + 1` numbers, where its blocks begin (in units of the
   stream: bits, records, entries); the last one is its total.
 
@@ -21,13 +21,15 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from holoray.compression import LZ4, NONE, ZSTD, compress, decompress
+from holoray.codecs import planes_density
+from holoray.compression import LZ4, NONE, ZSTD, decompress
 from holoray.errors import FormatError, TruncatedError
 
 GROUP: Final = 4096
 BLOCK: Final = 1 << 16
 RUN: Final = 1 << 19
 BLOCKS: Final = RUN // BLOCK
+WORD_BITS: Final = 16
 PLANE_BYTES: Final = GROUP // 8
 """Bytes of one plane of one group."""
 
@@ -63,8 +65,10 @@ STREAM_RECORDS: Final = 13
 STREAM_ESCAPES: Final = 14
 STREAMS: Final = 15
 
-_COMPRESSIONS: Final = (NONE, LZ4, ZSTD)
-_RAW_MASK: Final = (1 << 30) - 1
+DENSITY: Final = "density"
+COMPRESSIONS: Final = (NONE, LZ4, ZSTD, DENSITY)
+RAW_BITS: Final = 30
+_RAW_MASK: Final = (1 << RAW_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +145,22 @@ def layer_layout(dtype: str, top: int, tail_cut: int, layer: int, count: int) ->
     return LayerLayout(places, largest, steps, streams, blocks(count), directory, head_bytes)
 
 
-def pack_body(layout: LayerLayout, compression: str, sections: Sequence[Any], offsets: npt.NDArray[np.uint32]) -> bytes:
-    """The body of a layer from its raw sections (bytes-like, in layout order) and the offset rows of its run."""
+class PackedSection(NamedTuple):
+    """One section as it is stored."""
+
+    compression: str
+    data: Any
+    raw_bytes: int
+
+
+def pack_body(layout: LayerLayout, sections: Sequence[PackedSection], offsets: npt.NDArray[np.uint32]) -> bytes:
+    """The body of a layer from its sections in layout order and the offset rows of its run."""
     directory: list[int] = []
-    stored: list[Any] = []
-    for section in sections:
-        used, data = compress(compression, section)
-        stored.append(data)
-        raw_bytes = memoryview(section).nbytes
-        directory += [memoryview(data).nbytes, _COMPRESSIONS.index(used) << 30 | raw_bytes]
+    for compression, data, raw_bytes in sections:
+        directory += [memoryview(data).nbytes, COMPRESSIONS.index(compression) << RAW_BITS | raw_bytes]
     first, end = layout.streams
     rows = np.ascontiguousarray(offsets[first:end, : layout.blocks + 1], "<u4")
-    return b"".join([layout.directory.pack(*directory), rows.tobytes(), *stored])
+    return b"".join([layout.directory.pack(*directory), rows.tobytes(), *(section.data for section in sections)])
 
 
 def parse_body(layout: LayerLayout, body: memoryview) -> tuple[list[StoredSection], npt.NDArray[np.uint32]]:
@@ -164,11 +172,13 @@ def parse_body(layout: LayerLayout, body: memoryview) -> tuple[list[StoredSectio
     sections = []
     for place, most, step in zip(layout.sections, layout.largest, layout.steps, strict=True):
         stored, packed = next(directory), next(directory)
-        raw_bytes, code = packed & _RAW_MASK, packed >> 30
+        raw_bytes, compression = packed & _RAW_MASK, COMPRESSIONS[packed >> RAW_BITS]
         possible = raw_bytes <= most and raw_bytes % step == 0 if step else raw_bytes == most
-        if not possible or code > 2 or not (stored < raw_bytes if code else stored == raw_bytes):
+        if compression == DENSITY and place >= SIGNS:
+            raise FormatError(f"planes section {place} is no plane, but coded like one")
+        if not possible or not (stored == raw_bytes if compression == NONE else stored < raw_bytes):
             raise FormatError(f"planes section {place} states {stored} bytes for {raw_bytes} of at most {most}")
-        sections.append(StoredSection(place, _COMPRESSIONS[code], start, start + stored, raw_bytes))
+        sections.append(StoredSection(place, compression, start, start + stored, raw_bytes))
         start += stored
     if start != body.nbytes:
         raise FormatError(f"planes body has {body.nbytes} bytes instead of {start}")
@@ -180,4 +190,7 @@ def parse_body(layout: LayerLayout, body: memoryview) -> tuple[list[StoredSectio
 
 def raw_section(body: memoryview, section: StoredSection) -> Any:
     """The raw bytes of a section; raises FormatError where it does not decompress to its stated size."""
-    return decompress(section.compression, body[section.start : section.end], section.raw_bytes)
+    data = body[section.start : section.end]
+    if section.compression == DENSITY:
+        return planes_density.decode(data, section.raw_bytes)
+    return decompress(section.compression, data, section.raw_bytes)

@@ -108,6 +108,20 @@ def _pointer(dtype: Any) -> Any:
     return _instruction(pointer(dtype), (types.int64,), emit)
 
 
+def _prefetch_for_writing() -> Any:
+    """An intrinsic that asks for the cache line at an address (int64), to write it soon."""
+    number = ir.IntType(32)
+    signature = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), number, number, number])
+
+    def emit(builder: Any, address: Any) -> None:
+        name = "llvm.prefetch.p0"
+        function = builder.module.globals.get(name) or ir.Function(builder.module, signature, name)
+        writing, locality, data = ir.Constant(number, 1), ir.Constant(number, 3), ir.Constant(number, 1)
+        builder.call(function, (builder.inttoptr(address, ir.IntType(8).as_pointer()), writing, locality, data))
+
+    return _instruction(types.void, (types.int64,), emit)
+
+
 hardware_deposit: Final = _bmi2("llvm.x86.bmi.pdep.64")
 hardware_extract: Final = _bmi2("llvm.x86.bmi.pext.64")
 popcount: Final = _instruction(types.int64, (types.uint64,), lambda builder, bits: builder.ctpop(bits))
@@ -124,9 +138,11 @@ bits_float: Final = _instruction(
 )
 load_u8: Final = _load(types.uint8)
 load_u16: Final = _load(types.uint16)
+load_u32: Final = _load(types.uint32)
 load_u64: Final = _load(types.uint64)
 store_u8: Final = _store(types.uint8)
 store_u64: Final = _store(types.uint64)
+prefetch_for_writing: Final = _prefetch_for_writing()
 _pointer_u8: Final = _pointer(types.uint8)
 _pointer_u16: Final = _pointer(types.uint16)
 _pointer_u64: Final = _pointer(types.uint64)
@@ -198,6 +214,14 @@ def deposit(bits: Any, mask: Any, hardware: bool) -> Any:
 def extract(word: Any, mask: Any, hardware: bool) -> Any:
     """The bits of `word` at the set places of `mask`, pushed together (uint64)."""
     return hardware_extract(word, mask) if hardware else table_extract(word, mask)
+
+
+@njit(nogil=True, cache=True)
+def prefetch_words(words: Any) -> None:
+    """Ask for the cache lines of uint16[n], to write them soon."""
+    address = address_of(words)
+    for line in range(address, address + 2 * words.size, 64):
+        prefetch_for_writing(line)
 
 
 @njit(nogil=True, cache=True)

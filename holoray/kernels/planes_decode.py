@@ -9,14 +9,17 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from holoray.codecs import planes_layout as lay
 from holoray.codecs.planes import PlanesCodec
-from holoray.compression import NONE
+from holoray.compression import NONE, decompress
 from holoray.errors import FormatError, UsageError
 from holoray.fragment import FragmentEntry
+from holoray.kernels import planes_density
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.bits import HARDWARE
+from holoray.kernels.planes_bodies import open_bodies, run_tables
 from holoray.kernels.planes_groups import KINDS
 from holoray.kernels.planes_runs import FUSED_PLANES, decode_run, refine_run
 from holoray.kernels.planes_words import ROWS
@@ -26,41 +29,60 @@ from holoray.tensor import Array, TensorSpec
 
 @dataclass(slots=True)
 class RunLayers:
-    """Some layers of one run, decompressed: where their raw sections lie, and what keeps them alive there."""
+    """Some layers of one run, decompressed: where their raw sections lie, and what keeps them alive there.
+
+    Planes lie in the scratch memory that was passed to `add`, the rest in the payloads.
+    """
 
     slot: int
-    addresses: list[int] = field(default_factory=lambda: [0] * lay.SECTIONS)
-    lengths: list[int] = field(default_factory=lambda: [0] * lay.SECTIONS)
+    addresses: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(lay.SECTIONS, np.int64))
+    lengths: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(lay.SECTIONS, np.int64))
     offsets: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros((lay.STREAMS, lay.BLOCKS + 1), np.uint32))
     bodies: dict[int, Any] = field(default_factory=dict)
     """Stored payloads by layer."""
     alive: list[Any] = field(default_factory=list)
 
-    def add(self, codec: PlanesCodec, spec: TensorSpec, layer: int, payload: Any) -> None:
-        """Parse and decompress one more layer; raises FormatError where it is malformed."""
-        if layer in self.bodies:
-            return
-        body = memoryview(payload).cast("B")
-        layout = codec.layout(spec, layer, self.slot)
-        sections, rows = lay.parse_body(layout, body)
-        base = _address(body, self.alive)
-        for section in sections:
-            place, compression, start, _, raw_bytes = section
-            if compression == NONE:
-                self.addresses[place] = base + start
-            else:
-                self.addresses[place] = _address(lay.raw_section(body, section), self.alive)
-            self.lengths[place] = raw_bytes
-        self.offsets[slice(*layout.streams), : rows.shape[1]] = rows
-        self.bodies[layer] = payload
+    def add(self, codec: PlanesCodec, spec: TensorSpec, payloads: Mapping[int, Any], scratch: Scratch) -> None:
+        """Parse and decompress more layers, by number; raises FormatError where one is malformed."""
+        buffers = {layer: pa.py_buffer(data) for layer, data in payloads.items() if layer not in self.bodies}
+        layers = codec.layers(spec)
+        tables = run_tables(spec.dtype, codec.top, codec.tail_cut, layers, codec.run_weights(spec, self.slot))
+        planes = scratch.bytes("planes.raw", tables.buffer_bytes)
+        bodies = np.array([(layer, b.address, b.size) for layer, b in buffers.items()], np.int64).reshape(-1, 3)
+        pending = np.empty((lay.SECTIONS, 5), np.int64)
+        count = open_bodies(
+            bodies, tables.sections, tables.heads, self.addresses, self.lengths, self.offsets,
+            planes.ctypes.data, pending, *planes_density.tables(),
+        )  # fmt: skip
+        if count < 0:
+            layer = int(bodies[-1 - count, 0])
+            fault = _fault(codec.layout(spec, layer, self.slot), payloads[layer])
+            raise _located(fault, codec, spec, layer, self.slot)
+        numbers = list(buffers)
+        for place, n, start, end, compression in pending[:count].tolist():
+            stored = memoryview(buffers[numbers[n]])[start:end]
+            try:
+                raw = pa.py_buffer(decompress(lay.COMPRESSIONS[compression], stored, int(self.lengths[place])))
+            except FormatError as error:
+                raise _located(error, codec, spec, numbers[n], self.slot) from None
+            self.addresses[place] = raw.address
+            self.alive.append(raw)
+        self.alive += (*buffers.values(), planes)
+        self.bodies |= {layer: payloads[layer] for layer in buffers}
 
 
-def _address(data: Any, alive: list[Any]) -> int:
-    """Where the bytes of a bytes-like object lie, for as long as `alive` does."""
-    array = np.frombuffer(data, np.uint8)
-    alive.append(array)
-    address: int = array.__array_interface__["data"][0]
-    return address
+def _fault(layout: lay.LayerLayout, payload: Any) -> FormatError:
+    """What is wrong with a layer that could not be opened."""
+    try:
+        lay.parse_body(layout, memoryview(payload).cast("B"))
+    except FormatError as error:
+        return error
+    return FormatError("the density code of a plane is malformed")
+
+
+def _located(error: FormatError, codec: PlanesCodec, spec: TensorSpec, layer: int, slot: int) -> FormatError:
+    error.tensor, error.fragment = spec.name, layer * codec.runs(spec) + slot
+    return error
 
 
 class PlanesAccumulator(Accumulator):
@@ -104,12 +126,12 @@ class PlanesAccumulator(Accumulator):
         self.reached[slot] = layers
 
     def decompress(self, entries: Sequence[FragmentEntry], payloads: Sequence[Any], scratch: Scratch) -> RunLayers:
-        """Parse and decompress layers of one run. The result refers to the payloads: keep them unchanged."""
+        """Parse and decompress layers of one run. The result refers to payloads and scratch: keep them unchanged."""
         run = RunLayers(entries[0].slot)
-        for entry, payload in zip(entries, payloads, strict=True):
-            if entry.slot != run.slot or not 0 <= run.slot < self.runs:
-                raise UsageError("fragments of several runs, or of none, in one call", tensor=self.spec.name)
-            self._add(run, entry.layer, payload)
+        if not 0 <= run.slot < self.runs or any(entry.slot != run.slot for entry in entries):
+            raise UsageError("fragments of several runs, or of none, in one call", tensor=self.spec.name)
+        layers = {entry.layer: payload for entry, payload in zip(entries, payloads, strict=True)}
+        run.add(self.codec, self.spec, layers, scratch)
         return run
 
     def accumulate(self, slot: int, decompressed: RunLayers, scratch: Scratch) -> None:
@@ -156,23 +178,18 @@ class PlanesAccumulator(Accumulator):
         before[:] = weights[: before.size]
         self.reached[run.slot] = 0  # while the kernels work
         try:
-            for layer in range(held, target):
-                self._add(run, layer, run.bodies.get(layer, waiting.get(layer)))
+            waited = {layer: waiting[layer] for layer in range(held, target) if layer not in run.bodies}
+            if waited:
+                run.add(self.codec, self.spec, waited, scratch)
             bad = self._decode(run, held, target, scratch)
             if bad:
                 error = FormatError("planes: a stream is longer or shorter than its planes ask for")
-                raise self._located(error, _stream_layer(bad - 1), run.slot)
+                raise _located(error, self.codec, self.spec, _stream_layer(bad - 1), run.slot)
         except BaseException:
             weights[:] = before if held else 0
             self.reached[run.slot] = held
             raise
         self.reached[run.slot] = target
-
-    def _add(self, run: RunLayers, layer: int, payload: Any) -> None:
-        try:
-            run.add(self.codec, self.spec, layer, payload)
-        except FormatError as error:
-            raise self._located(error, layer, run.slot) from None
 
     def _decode(self, run: RunLayers, held: int, target: int, scratch: Scratch) -> int:
         """Run the kernels; returns 0 or the bad stream + 1."""
@@ -180,8 +197,7 @@ class PlanesAccumulator(Accumulator):
         work = scratch.array("planes.work", ROWS * 64, np.uint64).reshape(ROWS, 64)
         count = codec.run_weights(self.spec, run.slot)
         fixed = (self._weights(run.slot), count, KINDS[self.spec.dtype], codec.threshold, codec.top, codec.tail_cut)
-        tables = np.array((run.addresses, run.lengths), np.int64)
-        sections = (tables[0], tables[1], run.offsets, work, self._hardware)
+        sections = (run.addresses, run.lengths, run.offsets, work, self._hardware)
         bad = 0
         if held == 0:
             fused = codec.top - codec.tail_cut <= FUSED_PLANES
@@ -195,10 +211,6 @@ class PlanesAccumulator(Accumulator):
         """The run's part of `out` as uint16."""
         return self._halves[slot * self._stride : (slot + 1) * self._stride]
 
-    def _located(self, error: FormatError, layer: int, slot: int) -> FormatError:
-        error.tensor, error.fragment = self.spec.name, layer * self.runs + slot
-        return error
-
 
 def _stream_layer(stream: int) -> int:
     if stream >= lay.STREAM_TAIL:
@@ -209,6 +221,7 @@ def _stream_layer(stream: int) -> int:
 @cache
 def warm() -> None:
     """Compile the kernels, or load them from numba's cache, before threads do."""
+    _warm_bodies()
     work = np.zeros((ROWS, 64), np.uint64)
     out = np.zeros(1, np.uint16)
     tables = (np.zeros(lay.SECTIONS, np.int64), np.zeros(lay.SECTIONS, np.int64))
@@ -216,3 +229,12 @@ def warm() -> None:
     fixed: Final = (out, 0, 0, 127, 3, -6)
     decode_run(*fixed, 1, *tables, offsets, work, HARDWARE)
     refine_run(*fixed, 1, 2, *tables, offsets, work, HARDWARE)
+
+
+def _warm_bodies() -> None:
+    codec, spec = PlanesCodec(127, 3, -6), TensorSpec("warm", "BF16", (1,))
+    layout = codec.layout(spec, 0, 0)
+    raw = [bytes(0 if step else most) for most, step in zip(layout.largest, layout.steps, strict=True)]
+    sections = [lay.PackedSection(NONE, data, len(data)) for data in raw]
+    body = lay.pack_body(layout, sections, np.zeros((lay.STREAMS, lay.BLOCKS + 1), np.uint32))
+    RunLayers(0).add(codec, spec, {0: body}, Scratch())

@@ -18,17 +18,26 @@ from holoray.codecs.planes import (
     WORD_RANGES,
     PlanesCodec,
 )
-from holoray.compression import NONE
+from holoray.codecs.planes_density import CHUNK
+from holoray.compression import NONE, compress
 from holoray.errors import UsageError
 from holoray.fragment import NO_PREREQUISITE
 from holoray.kernels.bits import HARDWARE
 from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
+from holoray.kernels.planes_density import SLACK as SLACK_BYTES
+from holoray.kernels.planes_density import TOO_LARGE, density, encode_section, encoding_tables
 from holoray.kernels.planes_groups import KINDS
 from holoray.kernels.planes_pack import ENCODE_ROWS, ERRORS, LANES, SLACK, encode_run, exponent_histogram
-from holoray.tensor import Array, TensorSpec, canonical
+from holoray.tensor import Array, TensorSpec, as_bytes, canonical
 
 OUTLIER_SHARE: Final = 0.0015
 """Planes above which fewer weights than this lie cost more than 32 bits for each of those weights."""
+MIN_PLANE_SAVING: Final = 0.025
+"""Planes are coded where that saves at least this share: less costs more time at load than the bytes are worth."""
+MIN_SECTION_SAVING: Final = 0.1
+"""The same for other sections, which zstd decodes more slowly."""
+_LEAST_DENSITY: Final = 2
+"""Below this density of ones (in 1/128) zstd's matches beat a codeword a byte."""
 MAX_TOP: Final = 7
 MEAN_SQUARE: Final = 7 / 3
 """Of a mantissa spread evenly over [1, 2)."""
@@ -78,11 +87,27 @@ class PlanesEncoder(Encoder):
 
     def _fragment(self, part: int, layer: int, run: _Run, gain: float) -> EncodedFragment:
         layout = self.codec.layout(self.spec, layer, part)
-        sections = [run.section(place) for place in layout.sections]
-        payload = lay.pack_body(layout, self.options.compression, sections, run.offsets)
+        sections = [_pack(self.options.compression, place, run.section(place)) for place in layout.sections]
+        payload = lay.pack_body(layout, sections, run.offsets)
         index = layer * self.parts + part
         requires = index - self.parts if layer else NO_PREREQUISITE
         return EncodedFragment(index, layer, part, requires, NONE, len(payload), gain, payload)
+
+
+def _pack(compression: str, place: int, section: npt.NDArray[Any]) -> lay.PackedSection:
+    """A section in the form in which it is stored: planes in their density code, unless hardly a bit is set."""
+    raw = as_bytes(section)
+    if place < lay.SIGNS and compression != NONE and density(section.reshape(-1)) >= _LEAST_DENSITY:
+        limit = int(raw.size * (1 - MIN_PLANE_SAVING))
+        out = np.empty(limit + CHUNK + SLACK_BYTES, np.uint8)
+        size = encode_section(raw, out, limit, *encoding_tables())
+        return (
+            lay.PackedSection(NONE, raw, raw.size)
+            if size == TOO_LARGE
+            else lay.PackedSection(lay.DENSITY, out[:size], raw.size)
+        )
+    used, data = compress(compression, raw, MIN_SECTION_SAVING)
+    return lay.PackedSection(used, data, raw.size)
 
 
 class _Run:

@@ -16,7 +16,7 @@ from holoray.kernels import planes_streams as streams
 from holoray.kernels import planes_words as words
 from holoray.kernels.bits import array_at, words_from
 from holoray.kernels.planes_streams import deposit_stream, load_plane
-from holoray.kernels.planes_words import DIGITS, MASK, NEGATIVE, RANKS, REACHED, SIGNIFICANT, ZEROS, clear
+from holoray.kernels.planes_words import DIGITS, LONE, MASK, NEGATIVE, RANKS, REACHED, SIGNIFICANT, ZEROS, clear
 
 BF16: Final = 0
 F16: Final = 1
@@ -31,12 +31,11 @@ def layer_end(layer: int, top: int, tail_cut: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def digits(group: int, layers: int, top: int, tail_cut: int, tail: bool, addresses: Any, work: Any) -> None:
-    """Load the planes of a group below the place of the tail's, and mark in REACHED what is significant by each."""
+def digits(group: int, layers: int, top: int, tail_cut: int, addresses: Any, work: Any) -> None:
+    """Load the planes of a group, the highest first, and mark in REACHED what is significant by each."""
     planes = layer_end(layers - 1, top, tail_cut)
-    last = planes - 1 + (lay.TAIL_PLANES if tail else 0)
     for p in range(planes):
-        row, reached = work[DIGITS + last - p], work[REACHED + p]
+        row, reached = work[DIGITS + p], work[REACHED + p]
         load_plane(addresses[lay.PLANE + p] + group * lay.PLANE_BYTES, row)
         if p == 0:
             for i in range(64):
@@ -70,7 +69,7 @@ def signs(
         lower = work[REACHED + layer_end(layer - 1, top, tail_cut) - 1] if layer else work[ZEROS]
         section, stream = lay.SIGNS + layer, layer + 1 if layer else 0
         positions[stream] = deposit_stream(
-            addresses[section], lengths[section], positions[stream], upper, lower, negative, work, hardware
+            addresses[section], lengths[section], positions[stream], upper, lower, negative, work, False, hardware
         )
 
 
@@ -87,22 +86,29 @@ def convert(
     work: Any,
     hardware: bool,
 ) -> None:
-    """Turn the digits loaded, and those of the tail if there is one, into words."""
+    """Turn the digits loaded, and those of the tail if there is one, into words (uint16[4096])."""
     planes = layer_end(min(layers, lay.TAIL) - 1, top, tail_cut)
-    tail = layers > lay.TAIL
-    if tail:
+    lone = work[LONE]
+    clear(lone)
+    if layers > lay.TAIL:
         _tail_planes(planes, addresses, lengths, positions, work, hardware)
-        exponent = tail_cut - lay.TAIL_PLANES
         planes += lay.TAIL_PLANES
     else:
-        exponent = -layers if layers < lay.TAIL else tail_cut
-    at = words.planes_to_words(work, planes)
-    digits = words_from(work, at, 16)
-    negative = work[NEGATIVE].view(np.uint16)
-    if tail:
-        words.digits_to_values(digits, negative, values, threshold + exponent, False)
-    else:
-        words.digits_to_values(digits, negative, values, threshold + exponent, True)
+        # The fill: one more digit, a 1, below those of each significant weight.
+        before = work[REACHED + planes - 2] if planes > 1 else work[ZEROS]
+        fill, significant = work[DIGITS + planes], work[SIGNIFICANT]
+        for i in range(64):
+            fill[i] = significant[i]
+            lone[i] = significant[i] & ~before[i]
+        planes += 1
+    for p in range(planes, lay.WORD_BITS + 1):
+        clear(work[DIGITS + p])
+    flat = work.reshape(-1)
+    words.assemble(flat, threshold + top - 1)
+    words.words_from_bits(flat)
+    source = words_from(work, DIGITS, 16)
+    for k in range(lay.GROUP):
+        values[k] = source[k]
 
 
 @njit(nogil=True, cache=True)
@@ -111,7 +117,7 @@ def _tail_planes(planes: int, addresses: Any, lengths: Any, positions: Any, work
     for r in range(1, lay.TAIL_PLANES + 1):
         known = planes - 9 + r
         finished = work[REACHED + known] if known >= 0 else work[ZEROS]
-        row = work[DIGITS + lay.TAIL_PLANES - r]
+        row = work[DIGITS + planes + r - 1]
         _take_tail(r, addresses, lengths, positions, work[SIGNIFICANT], finished, row, work, hardware)
 
 
@@ -130,7 +136,7 @@ def _take_tail(
     section, stream = lay.TAIL_BITS + r - 1, lay.STREAM_TAIL + r - 1
     clear(row)
     positions[stream] = deposit_stream(
-        addresses[section], lengths[section], positions[stream], upper, lower, row, work, hardware
+        addresses[section], lengths[section], positions[stream], upper, lower, row, work, r == 1, hardware
     )
 
 

@@ -15,7 +15,7 @@ from holoray.codecs import planes_layout as lay
 from holoray.kernels import planes_groups as groups
 from holoray.kernels import planes_streams as streams
 from holoray.kernels import planes_words as words
-from holoray.kernels.bits import unowned, unowned_rows, words_from
+from holoray.kernels.bits import prefetch_words, unowned, unowned_rows, words_from
 from holoray.kernels.planes_groups import BF16, F16, F32
 from holoray.kernels.planes_words import LOWS, VALUES, ZEROS, clear
 
@@ -75,7 +75,8 @@ def decode_run(
             size = min(_GROUP, count - start)
             direct = kind != F32 and size == _GROUP
             values = out[start : start + _GROUP] if direct else temporary
-            groups.digits(group, min(layers, lay.TAIL), top, tail_cut, layers > lay.TAIL, addresses, work)
+            prefetch_words(values)
+            groups.digits(group, min(layers, lay.TAIL), top, tail_cut, addresses, work)
             groups.signs(0, min(layers, lay.TAIL), top, tail_cut, addresses, lengths, positions, work, hardware)
             groups.convert(values, layers, threshold, top, tail_cut, addresses, lengths, positions, work, hardware)
             if kind == F16:

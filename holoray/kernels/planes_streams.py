@@ -29,6 +29,8 @@ from holoray.kernels.planes_words import HALF_BIAS, SIGNIFICANT, SPARE, U
 READ_AHEAD_BITS: Final = 4096 + 80
 """How far `deposit_stream` may read behind its position: a bit for every weight, and the slack of its loads."""
 FAILED: Final = -1
+_SURE_BITS: Final = 57
+"""How many bits a load of 8 bytes has from any bit of its first byte on."""
 
 
 @njit(nogil=True, cache=True)
@@ -41,19 +43,25 @@ def load_plane(address: int, row: Any) -> None:
 
 @njit(nogil=True, cache=True)
 def deposit_stream(
-    address: int, nbytes: int, position: int, upper: Any, lower: Any, out: Any, work: Any, hardware: bool
+    address: int, nbytes: int, position: int, upper: Any, lower: Any, out: Any, work: Any, dense: bool, hardware: bool
 ) -> Any:
     """OR the next bits of a stream into `out` at the places of `upper & ~lower`; returns the position behind them.
 
-    All three are rows. Everything is done in one loop of 8-byte accesses: wide loads of what narrow stores have just
-    written would wait for them.
+    All three are rows. `dense` tells that most words have a bit for nearly every place: whether a load of 57 bits is
+    enough would then be guessed wrong too often. Everything is done in one loop of 8-byte accesses: wide loads of what
+    narrow stores have just written would wait for them.
     """
     bit = position
     if position > 8 * nbytes - READ_AHEAD_BITS:
         address = _copy_end(address, nbytes, position >> 3, work)
         bit = position & 7
     start = bit
-    if hardware:
+    if not hardware:
+        for i in range(64):
+            wanted = upper[i] & ~lower[i]
+            out[i] |= table_deposit(_peek(address, bit), wanted)
+            bit += popcount(wanted)
+    elif dense:
         for i in range(64):
             wanted = upper[i] & ~lower[i]
             out[i] |= hardware_deposit(_peek(address, bit), wanted)
@@ -61,15 +69,18 @@ def deposit_stream(
     else:
         for i in range(64):
             wanted = upper[i] & ~lower[i]
-            out[i] |= table_deposit(_peek(address, bit), wanted)
-            bit += popcount(wanted)
+            count, at, shift = popcount(wanted), address + (bit >> 3), U(bit & 7)
+            bits = load_u64(at) >> shift
+            if count > _SURE_BITS:
+                bits |= (U(load_u8(at + 8)) << U(1)) << (U(63) - shift)
+            out[i] |= hardware_deposit(bits, wanted)
+            bit += count
     return position + bit - start
 
 
 @njit(nogil=True, cache=True, inline="always")
 def _peek(address: int, bit: int) -> Any:
     """The 64 bits at a bit position; reads 9 bytes."""
-    # Few words need the ninth byte, but a branch for it is guessed wrong too often to pay.
     at, shift = address + (bit >> 3), U(bit & 7)
     return (load_u64(at) >> shift) | ((U(load_u8(at + 8)) << U(1)) << (U(63) - shift))
 

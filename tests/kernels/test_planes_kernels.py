@@ -166,7 +166,7 @@ def test_forged_streams_stay_inside_the_run(seed: int, dtype: str) -> None:
             start = layout.directory.size if rng.random() < 0.3 else layout.head_bytes
             for place in rng.integers(start, len(body), int(rng.integers(0, 200))):
                 body[place] = int(rng.integers(0, 256))
-            run.add(case.codec, case.spec, layer, bytes(body))
+            run.add(case.codec, case.spec, {layer: bytes(body)}, scratch)
         try:
             accumulator.accumulate(0, run, scratch)
         except FormatError:
