@@ -38,8 +38,29 @@ _QUALITY: Final = _on_board("holoray_quality_ratio")
 _TARGET: Final = _on_board("holoray_quality_target_ratio")
 
 
-def _tile(title: str, description: str, expr: str, unit: str = "short", **look: object) -> Panel:
-    return Panel(title, description, (Query(expr),), kind="stat", unit=unit, width=3, height=4, **look)  # type: ignore[arg-type]
+def _tile(
+    title: str,
+    description: str,
+    expr: str,
+    unit: str = "short",
+    *,
+    decimals: int | None = None,
+    alarm: float | None = None,
+    absent: str = "No data",
+) -> Panel:
+    """One of the eight of the top row."""
+    return Panel(
+        title,
+        description,
+        (Query(expr),),
+        "stat",
+        unit,
+        width=3,
+        height=4,
+        decimals=decimals,
+        alarm=alarm,
+        absent=absent,
+    )
 
 
 _TILES: Final = (

@@ -101,9 +101,9 @@ ALERTS: Final = (
         f"The load on {_ON} makes no progress",
         f"No fragment was applied for more than {STALLED_S} s, or none at all since the job began, and the load is "
         "not over.",
-        "Actors alive is 0: `ray status` shows whether CPUs are free for the workers (each takes one) or nodes are "
-        "still starting. Workers are alive: the store's file system hangs (read a file of it on that node), or the "
-        "consumer's on_generation does not return, which the next generation but one waits for.",
+        "Mostly the store's file system hangs (read a file of it on the workers' nodes; a worker that does not answer"
+        " for five minutes is replaced), or the consumer's on_generation does not return, which the next generation "
+        "but one waits for. Without any worker for a minute a load fails instead.",
     ),
     Alert(
         "HolorayLoadFailed",
@@ -114,7 +114,7 @@ ALERTS: Final = (
         "The job gave its load up; generations published before stay valid.",
         "The job's error says which it was and carries a hint: `ray job logs`, or what `wait()` raised. Exit code 3 "
         "of the command line: run `holoray verify STORE`. 5: make room in /dev/shm (two generations of the model a "
-        "node). 6: the store is not at this path on every node.",
+        "node). 6: the store is not at this path on every node. No worker within a minute: see `ray status`.",
     ),
     Alert(
         "HolorayCorruptFragments",

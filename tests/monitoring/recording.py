@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -46,10 +46,10 @@ class Recording:
         return [self.end - (len(self.scrapes) - 1 - i) for i in range(len(self.scrapes))]
 
 
-def make_blocks(directory: Path, recordings: Mapping[str, Recording]) -> None:
+def make_blocks(directory: Path, recordings: Iterable[Recording]) -> None:
     """Write what was recorded into `directory`/data, as Prometheus would have stored it under job `holoray`."""
     series: dict[str, dict[Labels, list[tuple[float, float]]]] = {}
-    for recording in recordings.values():
+    for recording in recordings:
         target = frozenset({("job", "holoray"), ("instance", recording.instance)})
         for at, samples in zip(recording.times(), recording.scrapes, strict=True):
             for name, values in samples.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -77,7 +77,7 @@ def is_over(metrics: JobMetrics, second: int) -> None:
         metrics.observe("holoray_load_duration_seconds", 9, outcome="failed")
 
 
-def made_up(name: str, act: Any) -> Recording:
+def made_up(name: str, act: Callable[[JobMetrics, int], None]) -> Recording:
     """A job that does as `act` says for eight seconds, scraped over HTTP."""
     recording, metrics = Recording(name, NOW), JobMetrics()
     server = MetricsServer(metrics)
@@ -112,11 +112,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     def take(model: WarmModel, *names: str) -> None:
         """Scrape, as soon as these samples are there."""
 
-        def complete() -> Samples | None:
+        def complete() -> Samples:
             found = scrape(str(model.metrics_url))
-            return found if all(found.get(name) for name in names) else None
+            return found if all(found.get(name) for name in names) else {}
 
-        recording.scrapes.append(until(complete, 60))  # type: ignore[arg-type]
+        recording.scrapes.append(until(complete, 60))
 
     def on_generation(model: WarmModel, generation: Generation) -> None:
         if generation.generation == 1:
@@ -139,10 +139,14 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
 
 
 @pytest.fixture(scope="module")
-def server(real: Real, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def jobs() -> list[Recording]:
+    return [made_up("at-work", at_work), made_up("over", is_over)]
+
+
+@pytest.fixture(scope="module")
+def server(real: Real, jobs: list[Recording], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("prometheus")
-    jobs = (made_up("at-work", at_work), made_up("over", is_over), real.recording)
-    make_blocks(directory, {job.instance: job for job in jobs})
+    make_blocks(directory, [*jobs, real.recording])
     with running_server(directory) as server:
         yield server
 
@@ -228,9 +232,9 @@ def test_every_query_of_every_panel_has_an_expected_value() -> None:
     assert {place[:2] for place in EXPECTED} | {heatmap} == there
 
 
-def test_the_made_up_jobs_have_the_whole_catalogue() -> None:
+def test_the_made_up_jobs_have_the_whole_catalogue(jobs: list[Recording]) -> None:
     have: set[str] = set()
-    for job in (made_up("at-work", at_work), made_up("over", is_over)):
+    for job in jobs:
         have |= {name for name in CATALOGUE if {name, f"{name}_count"} & job.last.keys()}
     assert have == CATALOGUE.keys()
 

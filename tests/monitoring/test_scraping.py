@@ -14,7 +14,7 @@ import yaml
 from prometheus_server import Result, labels, running_server, until
 
 from dashboards import generate
-from dashboards.scraping import JOB_PORT, prometheus_config
+from dashboards.scraping import prometheus_config
 from holoray.metrics import JobMetrics, MetricsServer
 
 pytestmark = pytest.mark.promtool
@@ -79,9 +79,3 @@ def test_prometheus_finds_everything(job: MetricsServer, dashboard: str, tmp_pat
         assert recorded == {labels(job="holoray", instance=here): 1}
         firing = until(lambda: server.query('ALERTS{alertname="HolorayCorruptFragments",job="holoray"}'), 30)
         assert len(firing) == 1
-
-
-def test_documents_name_the_port() -> None:
-    root = generate.HERE.parent
-    for name in ("cluster", "dashboards"):
-        assert str(JOB_PORT) in (root / f"docs/{name}.md").read_text(encoding="utf-8")
