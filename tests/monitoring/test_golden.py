@@ -25,7 +25,7 @@ from holoray.actors.coordinator import Generation
 from holoray.actors.warm_model import WarmModel, warm_up
 from holoray.metrics import CATALOGUE, JobMetrics, MetricsServer
 
-pytestmark = [pytest.mark.promtool, pytest.mark.ray]
+pytestmark = [pytest.mark.promtool, pytest.mark.ray, pytest.mark.timeout(300)]
 
 NOW: Final = BEGAN + 60.0
 ASKED: Final = NOW + 0.5  # no sample lies on the edge of a window, where versions of Prometheus differ
@@ -116,7 +116,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
             found = scrape(str(model.metrics_url))
             return found if all(found.get(name) for name in names) else {}
 
-        recording.scrapes.append(until(complete, 60))
+        recording.scrapes.append(until(complete, 120))
 
     def on_generation(model: WarmModel, generation: Generation) -> None:
         if generation.generation == 1:
@@ -126,7 +126,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
         take(model, "holoray_quality_ratio")
 
     with warm_up(path, workers=2, qualities=QUALITIES, metrics_port=0, on_generation=on_generation) as model:
-        model.wait(timeout_s=100)
+        model.wait(timeout_s=200)
         take(model, "holoray_loads_total")
         sealed = holoray.open(path)
         return Real(
