@@ -6,7 +6,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format bench soak clean
+.PHONY: help install demo test lint format bench soak dashboards wheel clean
 
 VENV ?= .venv
 ARGS ?=
@@ -22,7 +22,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## Create or renew the environment, and do nothing else
 
@@ -52,9 +52,16 @@ bench: $(FRESH) ## Measure the speed on this machine, as ratios within one run
 soak: $(FRESH) ## Run the slow suites: fuzzing, memory, fault schedules
 	$(BIN)/pytest -m 'slow or soak' --timeout 3600 $(ARGS)
 
+dashboards: $(STAMP) ## Rewrite the Grafana board, Prometheus' configuration and its rules
+	$(BIN)/python -m dashboards.generate
+
+wheel: $(STAMP) ## Put what cluster.yaml installs on every node into dist/
+	$(PIP:install=wheel) --no-deps --wheel-dir dist .
+	cp constraints.txt dist/
+
 clean: ## Remove the environment, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find holoray tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find holoray dashboards tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The model of the demo and of some tests is a package that carries real weights; its own dependencies, which pull in
 # torch, are only needed by its loader.

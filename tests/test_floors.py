@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "holoray"
+DASHBOARDS = PACKAGE.with_name("dashboards")
 
 FLOORS = {"kernels": 1, "pipelines": 2, "actors": 3, "cli": 4}
 GROUND, ROOF = 0, 4
@@ -213,6 +214,19 @@ def test_holoray_keeps_its_floors() -> None:
 def test_every_package_has_a_floor() -> None:
     names = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.glob("*/**/*.py")}
     assert {"codecs", "kernels"} <= names <= GROUND_PACKAGES | FLOORS.keys()
+
+
+def test_dashboards_know_the_catalogue_and_nobody_knows_them() -> None:
+    ours = {module.name: module for module in read_modules(DASHBOARDS)}
+    assert cycles(ours) == []
+    for module in ours.values():
+        for found in imports(module, ours):
+            top = found.target.partition(".")[0]
+            assert top in {"dashboards", "yaml", *sys.stdlib_module_names} or found.target.startswith(
+                "holoray.metrics."
+            )
+    for module in read_modules(PACKAGE):
+        assert not any(found.target.partition(".")[0] == "dashboards" for found in imports(module, {}))
 
 
 def test_import_holoray_is_light() -> None:

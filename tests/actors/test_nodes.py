@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray.cluster_utils import Cluster
 from warming import QUALITIES, SLOW_S, SlowStore, assert_exact, until
 
@@ -25,6 +26,7 @@ def cluster() -> Iterator[Cluster]:
     """A head with the driver; tests add nodes. The temporary directory must be short (unix sockets)."""
     directory = tempfile.mkdtemp(prefix="hr-", dir="/tmp")
     options = {"object_store_memory": 80 << 20, "include_dashboard": False}
+    Path(get_default_ray_temp_dir()).mkdir(exist_ok=True)  # Cluster writes its address there, and expects it to exist
     cluster = Cluster()
     cluster.add_node(num_cpus=0, temp_dir=directory, **options)
     cluster.options = options
