@@ -64,10 +64,10 @@ def open_bodies(
 ) -> int:
     """Locate the raw sections of `bodies` (int64[n, 3]: layer, address, length); checks what `parse_body` checks.
 
-    `addresses` and `lengths` (int64[SECTIONS]) take what raw sections there are; the offset rows
-    go to `offsets` (uint32[STREAMS, BLOCKS + 1]). Planes in the density code are decoded to the buffer. Returns how many sections are left to
-    decompress: place, body, start, end and compression in the rows of `pending` (int64[SECTIONS, 5]). For a malformed
-    body n: -1 - n.
+    `addresses` and `lengths` (int64[SECTIONS]) take what raw sections there are, the offset rows go to `offsets`
+    (uint32[STREAMS, BLOCKS + 1]), planes in the density code are decoded to the buffer. Returns how many sections are
+    left to decompress: place, body, start, end and compression in the rows of `pending` (int64[SECTIONS, 5]). For a
+    malformed body n: -1 - n.
     """
     count = 0
     for n in range(bodies.shape[0]):
