@@ -11,11 +11,12 @@ import numpy.typing as npt
 from numba import njit
 
 from holoray.codecs import planes_layout as lay
+from holoray.compression import NONE
 from holoray.kernels.bits import load_u32
 from holoray.kernels.planes_density import decode_section
 
 _GAP: Final = 16
-_NONE: Final = lay.COMPRESSIONS.index(lay.NONE)
+_NONE: Final = lay.COMPRESSIONS.index(NONE)
 _DENSITY: Final = lay.COMPRESSIONS.index(lay.DENSITY)
 
 

@@ -65,7 +65,7 @@ def encoding_tables() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16]]:
 def _pack_lookups(singles: Any, several: Any) -> None:
     for code in range(1, several.shape[0]):
         for index in range(several.shape[1]):
-            entry, used, count = U(0), 0, 0
+            entry, used, count = U(0), np.int64(0), 0
             while count < _PACKED:
                 single = np.int64(singles[code, index >> used])
                 if used + (single & 255) > MAX_BITS:
@@ -77,7 +77,7 @@ def _pack_lookups(singles: Any, several: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def decode_section(source: int, nbytes: int, out: int, raw_bytes: int, singles: Any, several: Any) -> int:
+def decode_section(source: Any, nbytes: Any, out: Any, raw_bytes: Any, singles: Any, several: Any) -> Any:
     """Decode a section to `raw_bytes` bytes at `out` (and up to SLACK behind them); returns 0 or MALFORMED."""
     end, done = source + nbytes, 0
     starts, counts = np.zeros(STREAMS, np.int64), np.zeros(STREAMS, np.int64)
@@ -110,8 +110,8 @@ def decode_section(source: int, nbytes: int, out: int, raw_bytes: int, singles: 
 
 @njit(nogil=True, cache=True)
 def _decode_chunk(
-    code: int, starts: Any, stop: int, end: int, out: int, count: int, done: Any, singles: Any, several: Any
-) -> bool:
+    code: Any, starts: Any, stop: Any, end: Any, out: Any, count: Any, done: Any, singles: Any, several: Any
+) -> Any:
     """Decode the streams that begin at `starts` and end at `stop`; `done` (int64[STREAMS]) is working memory."""
     share = (count + STREAMS - 1) // STREAMS
     positions = np.zeros(STREAMS, np.int64)
@@ -134,7 +134,7 @@ def _decode_chunk(
 
 
 @njit(nogil=True, cache=True)
-def _decode_single(table: Any, positions: Any, end: int, out: int, share: int, count: int, done: Any) -> None:
+def _decode_single(table: Any, positions: Any, end: Any, out: Any, share: Any, count: Any, done: Any) -> None:
     """One byte a lookup, four streams side by side, as long as all have enough bits and bytes left."""
     p0, p1, p2, p3 = positions[0], positions[1], positions[2], positions[3]
     o0, o1, o2, o3 = out, out + share, out + 2 * share, out + 3 * share
@@ -165,7 +165,7 @@ def _decode_single(table: Any, positions: Any, end: int, out: int, share: int, c
 
 
 @njit(nogil=True, cache=True)
-def _decode_several(table: Any, positions: Any, end: int, out: int, share: int, count: int, done: Any) -> None:
+def _decode_several(table: Any, positions: Any, end: Any, out: Any, share: Any, count: Any, done: Any) -> None:
     """Up to six bytes a lookup, four streams side by side, as long as all have enough bits and bytes left."""
     p0, p1, p2, p3 = positions[0], positions[1], positions[2], positions[3]
     o0, o1, o2, o3 = out, out + share, out + 2 * share, out + 3 * share
@@ -196,7 +196,7 @@ def _decode_several(table: Any, positions: Any, end: int, out: int, share: int, 
 
 
 @njit(nogil=True, cache=True)
-def _finish(table: Any, position: int, end: int, out: int, done: int, count: int) -> int:
+def _finish(table: Any, position: Any, end: Any, out: Any, done: Any, count: Any) -> Any:
     """Decode the rest of a stream byte by byte; returns the bit position behind it, at most a word beyond `end`."""
     for i in range(done, count):
         at = position >> 3
@@ -216,7 +216,7 @@ def _finish(table: Any, position: int, end: int, out: int, done: int, count: int
 
 
 @njit(nogil=True, cache=True)
-def density(words: Any) -> int:
+def density(words: Any) -> Any:
     """The code that suits the bits of a plane (uint64[n]) on the whole: their density, rounded."""
     ones = 0
     for i in range(words.size):
@@ -225,7 +225,7 @@ def density(words: Any) -> int:
 
 
 @njit(nogil=True, cache=True)
-def encode_section(source: Any, out: Any, limit: int, lengths: Any, codes: Any) -> int:
+def encode_section(source: Any, out: Any, limit: Any, lengths: Any, codes: Any) -> Any:
     """Code the bytes of `source` (uint8[n]) into `out` (uint8[limit + CHUNK + SLACK]); returns the number of bytes.
 
     TOO_LARGE where that is more than `limit`.
@@ -245,7 +245,7 @@ def encode_section(source: Any, out: Any, limit: int, lengths: Any, codes: Any) 
 
 
 @njit(nogil=True, cache=True)
-def _best_code(chunk: Any, counts: Any, lengths: Any) -> int:
+def _best_code(chunk: Any, counts: Any, lengths: Any) -> Any:
     """The code of the fewest bits for a chunk (the lowest of equal ones), STORED where none saves anything."""
     counts[:] = 0
     ones = 0
@@ -265,7 +265,7 @@ def _best_code(chunk: Any, counts: Any, lengths: Any) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _store_chunk(chunk: Any, out: Any, size: int, limit: int) -> int:
+def _store_chunk(chunk: Any, out: Any, size: Any, limit: Any) -> Any:
     if size + 1 + chunk.size > limit:
         return TOO_LARGE
     out[size] = STORED
@@ -275,14 +275,14 @@ def _store_chunk(chunk: Any, out: Any, size: int, limit: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _encode_chunk(chunk: Any, out: Any, size: int, limit: int, lengths: Any, codes: Any, code: int) -> int:
+def _encode_chunk(chunk: Any, out: Any, size: Any, limit: Any, lengths: Any, codes: Any, code: Any) -> Any:
     """Append a coded chunk; its streams are shorter than the chunk, so `out` has room for them behind `limit`."""
     out[size] = code
     share = (chunk.size + STREAMS - 1) // STREAMS
     address, at = address_of(out), size + CHUNK_HEAD_BYTES
     for k in range(STREAMS):
         first = at
-        word, filled = U(0), 0
+        word, filled = U(0), np.int64(0)
         for i in range(min(k * share, chunk.size), min((k + 1) * share, chunk.size)):
             byte = chunk[i]
             word |= U(codes[byte]) << U(filled)
