@@ -21,6 +21,7 @@ ZSTD_LEVEL: Final = 1
 MIN_SAVING: Final = 0.025
 MIN_FRAGMENT_SAVING: Final = 0.3
 _SAMPLE_BYTES: Final = 1 << 16
+_LEAST_SAMPLE_BYTES: Final = 1 << 10
 
 # LZ4 cannot reach more; frames that claim to are refused before memory is reserved for them.
 _LZ4_MAX_RATIO: Final = 255
@@ -60,10 +61,11 @@ def compress(name: str, data: Any, min_saving: float = MIN_SAVING) -> tuple[str,
 
 def _promising(name: str, view: memoryview, min_saving: float) -> bool:
     """Whether a sample from the middle saves nearly as much as is wanted: noise is not worth a full try."""
-    if view.nbytes <= 4 * _SAMPLE_BYTES:
+    sample = min(view.nbytes // 8, _SAMPLE_BYTES)
+    if sample < _LEAST_SAMPLE_BYTES:
         return True
     middle = view.nbytes // 2
-    return len(_compress(name, view[middle : middle + _SAMPLE_BYTES])) <= _SAMPLE_BYTES * (1 - 0.8 * min_saving)
+    return len(_compress(name, view[middle : middle + sample])) <= sample * (1 - 0.8 * min_saving)
 
 
 def _compress(name: str, view: memoryview) -> bytes:

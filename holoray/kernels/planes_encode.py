@@ -26,8 +26,18 @@ from holoray.kernels.bits import HARDWARE
 from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
 from holoray.kernels.planes_density import SLACK as SLACK_BYTES
 from holoray.kernels.planes_density import TOO_LARGE, density, encode_section, encoding_tables
-from holoray.kernels.planes_groups import KINDS
-from holoray.kernels.planes_pack import ENCODE_ROWS, ERRORS, LANES, SLACK, encode_run, exponent_histogram
+from holoray.kernels.planes_groups import F32, KINDS
+from holoray.kernels.planes_pack import (
+    ENCODE_ROWS,
+    ERRORS,
+    LANES,
+    MAGNITUDES,
+    SLACK,
+    encode_run,
+    error_sums,
+    error_table,
+    exponent_histogram,
+)
 from holoray.tensor import Array, TensorSpec, as_bytes, canonical
 
 OUTLIER_SHARE: Final = 0.0015
@@ -69,20 +79,16 @@ class PlanesEncoder(Encoder):
         flat = canonical(array).reshape(-1)
         self._kind = KINDS[spec.dtype]
         self._bits = flat.view(np.uint32 if spec.dtype == "F32" else np.uint16)
-        self._flat = flat
         self._hardware = hardware
         self.codec = codec or choose_codec(spec.dtype, self._bits)
         self.codec.check(spec)
         self.parts = self.codec.runs(spec)
+        self._error_table = _error_table(spec, self.codec)
 
     def encode(self, part: int) -> list[EncodedFragment]:
         run = _Run(self.codec, self._kind, self._bits[part * lay.RUN : (part + 1) * lay.RUN])
-        values = np.zeros(0, np.float32)
-        if self.spec.dtype == "F16":
-            with np.errstate(all="ignore"):
-                values = self._flat[part * lay.RUN : (part + 1) * lay.RUN].astype(np.float32)
-        run.encode(values, self._hardware)
-        gains = run.gains(self.codec.layers(self.spec))
+        run.encode(self._hardware)
+        gains = run.gains(self.codec.layers(self.spec), self._error_table)
         return [self._fragment(part, layer, run, gain) for layer, gain in enumerate(gains)]
 
     def _fragment(self, part: int, layer: int, run: _Run, gain: float) -> EncodedFragment:
@@ -92,6 +98,19 @@ class PlanesEncoder(Encoder):
         index = layer * self.parts + part
         requires = index - self.parts if layer else NO_PREREQUISITE
         return EncodedFragment(index, layer, part, requires, NONE, len(payload), gain, payload)
+
+
+def _error_table(spec: TensorSpec, codec: PlanesCodec) -> npt.NDArray[np.float64]:
+    """What `error_sums` needs; empty for F32, which it does not measure."""
+    if spec.dtype == "F32":
+        return np.zeros((0, MAGNITUDES))
+    magnitudes = np.arange(MAGNITUDES, dtype=np.uint16).view(spec.numpy_dtype)
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        values = np.where(np.isfinite(magnitudes), magnitudes, 0).astype(np.float32)
+    table = np.empty((ERRORS - 1, MAGNITUDES))
+    work = np.zeros((ENCODE_ROWS, 64), np.uint64)
+    error_table(values, KINDS[spec.dtype], codec.threshold, codec.top, codec.tail_cut, table, work)
+    return table
 
 
 def _pack(compression: str, place: int, section: npt.NDArray[Any]) -> lay.PackedSection:
@@ -131,18 +150,20 @@ class _Run:
     def offsets(self) -> npt.NDArray[np.uint32]:
         return self.starts.astype(np.uint32)
 
-    def encode(self, values: npt.NDArray[np.float32], hardware: bool) -> None:
+    def encode(self, hardware: bool) -> None:
         codec = self.codec
         escapes, places, outliers = self.entries
         work = np.zeros((ENCODE_ROWS, 64), np.uint64)
         encode_run(
-            self.bits, values, self.kind, codec.threshold, codec.top, codec.tail_cut,
+            self.bits, self.kind, codec.threshold, codec.top, codec.tail_cut,
             self.planes, self.signs, self.tail, self.records, escapes, places, outliers,
             self.starts, self.errors, work, hardware,
         )  # fmt: skip
 
-    def gains(self, layers: int) -> list[float]:
+    def gains(self, layers: int, table: npt.NDArray[np.float64]) -> list[float]:
         """What each layer takes off the squared error; the last one leaves none."""
+        if self.kind != F32:
+            error_sums(self.bits, table, self.errors[:-1, 0])
         left = [float(row.sum()) for row in self.errors]
         left[-1] = left[-1] if layers > lay.LAYERS else 0.0
         left += [0.0] * (layers + 1 - len(left))

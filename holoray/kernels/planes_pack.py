@@ -22,7 +22,7 @@ from holoray.kernels.bits import (
     unowned_rows,
     words_from,
 )
-from holoray.kernels.planes_groups import BF16, F16, F32, layer_end
+from holoray.kernels.planes_groups import F16, F32, layer_end
 from holoray.kernels.planes_streams import ranks_below
 from holoray.kernels.planes_words import (
     DIGITS,
@@ -40,6 +40,8 @@ from holoray.kernels.planes_words import (
 ERRORS: Final = 7
 """Rows of errors: of the zero tensor, after layers 0 to 4, and of the words alone."""
 LANES: Final = 256
+MAGNITUDES: Final = 1 << 15
+"""Of a 16-bit float without its sign."""
 SLACK: Final = 16
 """Bytes behind a stream that writing may touch."""
 
@@ -77,7 +79,6 @@ def exponent_histogram(bits: Any, kind: int, counts: Any) -> None:
 @njit(nogil=True, cache=True)
 def encode_run(
     bits: Any,
-    values: Any,
     kind: int,
     threshold: int,
     top: int,
@@ -94,11 +95,12 @@ def encode_run(
     work: Any,
     hardware: bool,
 ) -> None:
-    """Encode a run of `bits` (uint16, or uint32 for F32), whose values are `values` (float32; only for F16).
+    """Encode a run of `bits` (uint16, or uint32 for F32).
 
     Writes rows into `planes` (uint64[(top - tail_cut + 3) * groups, 64]), bits into `signs` (uint8[5, bytes]),
     `tail` (uint8[7, bytes]) and `records` (uint8), which must be zero, entries into the others, and the offset rows
-    (int64[STREAMS, blocks + 1]). `errors` (float64[ERRORS, LANES]) takes sums of squares, by lane.
+    (int64[STREAMS, blocks + 1]). For F32 `errors` (float64[ERRORS, LANES]) takes sums of squares, by lane: there is more
+    to an F32 weight than its word. Others are measured by `error_sums`.
     """
     count = bits.size
     work, planes = unowned_rows(work), unowned_rows(planes)
@@ -118,9 +120,12 @@ def encode_run(
         if group % (lay.BLOCK // _GROUP) == 0:
             for stream in range(lay.STREAMS):
                 offsets[stream, group // (lay.BLOCK // _GROUP)] = positions[stream]
-        _read(bits, values, start, size, kind, group_bits, fields, true, coarse)
+        _read(bits, start, size, kind, group_bits)
+        _words(group_bits, kind, fields)
         _split(fields, threshold, top, tail_cut, digits, lows)
-        _measure(fields, digits, lows, true, coarse, read, seen, threshold, tail_cut, errors)
+        if kind == F32:
+            _values(bits, start, size, group_bits, true, coarse)
+            _measure(fields, digits, lows, true, coarse, read, seen, threshold, tail_cut, errors)
         words.words_to_planes(work, WORDS, 16)
         _digit_planes(work, top - tail_cut, planes, group, groups)
         words.words_to_planes(work, _TAIL_ROWS, 16)
@@ -135,26 +140,60 @@ def encode_run(
 
 
 @njit(nogil=True, cache=True)
-def _read(
-    bits: Any, values: Any, start: int, size: int, kind: int, group_bits: Any, fields: Any, true: Any, coarse: Any
-) -> None:
-    """The group's stored 16 bits, its words (0 where a float16 exponent field is 0), and true values.
+def error_table(values: Any, kind: int, threshold: int, top: int, tail_cut: int, table: Any, work: Any) -> None:
+    """table[row, m] = the squared error of a weight of magnitude bits m after the layers of a row (F16 and BF16).
 
-    `coarse` takes the values of the stored 16 bits. NaN and infinities count as zeros in both.
+    `table` is float64[ERRORS - 1, MAGNITUDES], `values` the magnitudes themselves (float32, 0 for NaN and infinity).
     """
+    work = unowned_rows(work)
+    group_bits, fields = words_from(work, VALUES, 16), words_from(work, _FIELDS, 16)
+    digits, lows = words_from(work, WORDS, 16), words_from(work, _TAIL_ROWS, 16)
+    read, seen = floats_from(work, _READ, 32), words_from(work, _SEEN, 16)
+    for start in range(0, MAGNITUDES, _GROUP):
+        true = values[start : start + _GROUP]
+        for k in range(_GROUP):
+            group_bits[k] = np.uint16(start + k)
+        _words(group_bits, kind, fields)
+        _split(fields, threshold, top, tail_cut, digits, lows)
+        for k in range(_GROUP):
+            table[0, start + k] = np.float64(true[k]) * np.float64(true[k])
+        for layer in range(lay.TAIL):
+            _layer_values(layer, fields, digits, lows, true, read, seen, threshold, tail_cut)
+            for k in range(_GROUP):
+                error = np.float64(true[k]) - np.float64(read[k])
+                table[layer + 1, start + k] = error * error
+
+
+@njit(nogil=True, cache=True)
+def error_sums(bits: Any, table: Any, sums: Any) -> None:
+    """sums[row] = the squared errors of all weights of a run (uint16[n]), by how often each magnitude occurs."""
+    counts = np.zeros((4, MAGNITUDES), np.uint32)
+    for k in range(bits.size):
+        counts[k & 3, bits[k] & 0x7FFF] += np.uint32(1)
+    for m in range(MAGNITUDES):
+        count = np.float64(counts[0, m] + counts[1, m] + counts[2, m] + counts[3, m])
+        if count != 0.0:
+            for row in range(table.shape[0]):
+                sums[row] += count * table[row, m]
+
+
+@njit(nogil=True, cache=True)
+def _read(bits: Any, start: int, size: int, kind: int, group_bits: Any) -> None:
+    """The group's stored 16 bits, zeros behind them."""
     source = bits[start : start + size]
-    # Short loops over few arrays: the compiler turns down those that need many checks for overlap.
     if kind == F32:
         for k in range(size):
             group_bits[k] = np.uint16(source[k] >> np.uint32(16))
-        for k in range(size):
-            true[k] = _finite(np.uint32(source[k]))
     else:
         for k in range(size):
             group_bits[k] = np.uint16(source[k])
     for k in range(size, _GROUP):
         group_bits[k] = np.uint16(0)
-        true[k] = np.float32(0)
+
+
+@njit(nogil=True, cache=True)
+def _words(group_bits: Any, kind: int, fields: Any) -> None:
+    """The group's words (0 where a float16 exponent field is 0)."""
     if kind == F16:
         for k in range(_GROUP):
             half = group_bits[k]
@@ -162,18 +201,21 @@ def _read(
             word = np.uint16(np.uint16(magnitude >> np.uint16(3)) + np.uint16(words.HALF_BIAS))
             word = np.uint16(word | np.uint16(half & np.uint16(0x8000)))
             fields[k] = word if magnitude >= 0x400 else np.uint16(0)
-        for k in range(size):
-            true[k] = values[start + k] if (group_bits[k] & 0x7FFF) < 0x7C00 else np.float32(0)
-        for k in range(_GROUP):
-            coarse[k] = true[k]
     else:
         for k in range(_GROUP):
             fields[k] = group_bits[k]
-        for k in range(_GROUP):
-            coarse[k] = _finite(np.uint32(np.uint32(group_bits[k]) << np.uint32(16)))
-    if kind == BF16:
-        for k in range(_GROUP):
-            true[k] = coarse[k]
+
+
+@njit(nogil=True, cache=True)
+def _values(bits: Any, start: int, size: int, group_bits: Any, true: Any, coarse: Any) -> None:
+    """An F32 group's true values, and those of its words; NaN and infinities count as zeros in both."""
+    source = bits[start : start + size]
+    for k in range(size):
+        true[k] = _finite(np.uint32(source[k]))
+    for k in range(size, _GROUP):
+        true[k] = np.float32(0)
+    for k in range(_GROUP):
+        coarse[k] = _finite(np.uint32(np.uint32(group_bits[k]) << np.uint32(16)))
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -215,23 +257,31 @@ def _measure(
     errors: Any,
 ) -> None:
     """Add the squared errors of the group to errors[row, k % 256], for every row; `read`, `seen`: working memory."""
-    bias = np.uint16(((threshold + tail_cut - 127) << 7) & 0xFFFF)
-    outlier = np.uint16(1 << _OUTLIER)
     for layer in range(lay.TAIL):
-        # The layer's digits without shifting: the lower ones cleared, and one unit is 2^below.
-        below = (-1 - layer if layer < 4 else tail_cut) - tail_cut
-        one, kept = np.uint16(1 << below), np.uint16((0xFFFF << below) & 0xFFFF)
-        fill, lone = np.float32(0.5 * (1 << below)), np.float32(words.LONE_DIGIT * (1 << below))
-        _layer_words(digits, fields, seen, kept, one, fill, lone, bias)
-        for k in range(_GROUP):
-            stored, mark = coarse[k], np.uint16(lows[k] & outlier)  # loads inside a branch would stay branches
-            value = bits_float(np.uint32(np.uint32(seen[k]) << np.uint32(16)))
-            read[k] = stored if mark != 0 else value
+        _layer_values(layer, fields, digits, lows, coarse, read, seen, threshold, tail_cut)
         _add_squares(true, read, errors[layer + 1])
     for k in range(_GROUP):
         read[k] = np.float32(0)
     _add_squares(true, read, errors[0])
     _add_squares(true, coarse, errors[ERRORS - 1])
+
+
+@njit(nogil=True, cache=True)
+def _layer_values(
+    layer: int, fields: Any, digits: Any, lows: Any, coarse: Any, read: Any, seen: Any, threshold: int, tail_cut: int
+) -> None:
+    """read[k] = what a weight reads after layers 0 to `layer` (float32[4096]); `coarse` for outliers."""
+    bias = np.uint16(((threshold + tail_cut - 127) << 7) & 0xFFFF)
+    outlier = np.uint16(1 << _OUTLIER)
+    # The layer's digits without shifting: the lower ones cleared, and one unit is 2^below.
+    below = (-1 - layer if layer < 4 else tail_cut) - tail_cut
+    one, kept = np.uint16(1 << below), np.uint16((0xFFFF << below) & 0xFFFF)
+    fill, lone = np.float32(0.5 * (1 << below)), np.float32(words.LONE_DIGIT * (1 << below))
+    _layer_words(digits, fields, seen, kept, one, fill, lone, bias)
+    for k in range(_GROUP):
+        stored, mark = coarse[k], np.uint16(lows[k] & outlier)  # loads inside a branch would stay branches
+        value = bits_float(np.uint32(np.uint32(seen[k]) << np.uint32(16)))
+        read[k] = stored if mark != 0 else value
 
 
 @njit(nogil=True, cache=True)
