@@ -15,6 +15,7 @@ from holoray.codecs import planes_layout as lay
 from holoray.kernels import planes_streams as streams
 from holoray.kernels import planes_words as words
 from holoray.kernels.bits import array_at, words_from
+from holoray.kernels.planes_assemble import assemble, words_from_bits
 from holoray.kernels.planes_streams import deposit_stream, load_plane
 from holoray.kernels.planes_words import DIGITS, LONE, MASK, NEGATIVE, RANKS, REACHED, SIGNIFICANT, ZEROS, clear
 
@@ -104,8 +105,8 @@ def convert(
     for p in range(planes, lay.WORD_BITS + 1):
         clear(work[DIGITS + p])
     flat = work.reshape(-1)
-    words.assemble(flat, threshold + top - 1)
-    words.words_from_bits(flat)
+    assemble(flat, threshold + top - 1)
+    words_from_bits(flat)
     source = words_from(work, DIGITS, 16)
     for k in range(lay.GROUP):
         values[k] = source[k]

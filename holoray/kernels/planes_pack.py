@@ -99,8 +99,8 @@ def encode_run(
 
     Writes rows into `planes` (uint64[(top - tail_cut + 3) * groups, 64]), bits into `signs` (uint8[5, bytes]),
     `tail` (uint8[7, bytes]) and `records` (uint8), which must be zero, entries into the others, and the offset rows
-    (int64[STREAMS, blocks + 1]). For F32 `errors` (float64[ERRORS, LANES]) takes sums of squares, by lane: there is more
-    to an F32 weight than its word. Others are measured by `error_sums`.
+    (int64[STREAMS, blocks + 1]). For F32 `errors` (float64[ERRORS, LANES]) takes sums of squares, by lane: there is
+    more to an F32 weight than its word. Others are measured by `error_sums`.
     """
     count = bits.size
     work, planes = unowned_rows(work), unowned_rows(planes)
