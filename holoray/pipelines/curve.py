@@ -130,12 +130,21 @@ def curve_of(entry: TensorEntry) -> QualityCurve[int]:
     return _curve([entry], order, lambda index: (0, index), 0, _reconstructible_prefix(entry, order))
 
 
-def store_curve(manifest: Manifest) -> QualityCurve[tuple[str, int]]:
-    """The curve of a whole store; its bytes begin with the manifest."""
-    tensors, position = manifest.tensors, manifest.by_name
-    order = tuple((tensors[t].name, index) for t, index in streaming_keys(manifest))
+def store_curve(manifest: Manifest, codec: str | None = None) -> QualityCurve[tuple[str, int]]:
+    """The curve of a whole store, whose bytes begin with the manifest; or that of all its tensors under one codec.
+
+    Mandatory tensors belong to the whole alone. Raises UsageError for a codec that no other tensor has.
+    """
+    kept = [t for t, e in enumerate(manifest.tensors) if codec is None or (e.codec == codec and not e.mandatory)]
+    if codec is not None and not kept:
+        raise UsageError(f"no tensor is encoded with {codec!r}", hint="`holoray inspect` lists the tensors")
+    tensors = [manifest.tensors[t] for t in kept]
+    place = {t: i for i, t in enumerate(kept)}
+    position = {tensor.name: i for i, tensor in enumerate(tensors)}
+    order = tuple((tensors[place[t]].name, index) for t, index in streaming_keys(manifest) if t in place)
     floor = sum(len(t.fragments) for t in tensors if t.mandatory)
-    return _curve(tensors, order, lambda named: (position[named[0]], named[1]), len(manifest.encoded), floor)
+    overhead_bytes = len(manifest.encoded) if codec is None else 0
+    return _curve(tensors, order, lambda named: (position[named[0]], named[1]), overhead_bytes, floor)
 
 
 def streaming_keys(manifest: Manifest) -> list[Key]:
