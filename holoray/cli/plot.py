@@ -185,16 +185,16 @@ def _figure(lines: Sequence[Line], title: str) -> Any:
             horizontalalignment="right",
             fontsize=9,
         )
-    axes.set(
-        title=title, xlabel="bytes read, % of the weights' own size", ylabel="signal-to-noise ratio of the weights, dB"
-    )
+    axes.set_title(title, parse_math=False)  # a name may hold a `$`
+    axes.set(xlabel="bytes read, % of the weights' own size", ylabel="signal-to-noise ratio of the weights, dB")
     axes.set_xlim(0, 1.04 * max(line.percent[-1] for line in lines))
     decades = range(0, int(CEILING_DB) + 1, 10)
     axes.set_ylim(0, CEILING_DB + 7)
-    axes.set_yticks(decades, [*map(str, decades[:-1]), f"≥ {decades[-1]}"])
+    axes.set_yticks(decades, [*map(str, decades[:-1]), f"{decades[-1]}+"])
     axes.grid(alpha=0.3)
     nines = axes.secondary_yaxis("right")
     nines.set_yticks(decades, ["0", *("." + "9" * (db // 10) for db in decades[1:-1]), "exact"])
     nines.set_ylabel("quality")
-    figure.legend(loc="outside lower center", ncols=3)
+    if len(lines) > 1:
+        figure.legend(loc="outside lower center", ncols=3)
     return figure

@@ -87,6 +87,16 @@ def test_a_store_that_knows_one_codec_has_one_line() -> None:
     assert "exact" in on_terminal([line], 80)
 
 
+@pytest.mark.parametrize("name", [r"_a$\frac{$", "a\nb", "\x1b[31m"])
+def test_hostile_names_are_only_names(tmp_path: Path, name: str) -> None:
+    store = holoray.MemoryStore()
+    holoray.encode({name: np.ones((100, 100), np.float32)}, store)
+    lines = lines_of(holoray.open(store), name)
+    to_file(lines, tmp_path / "x.png", lines[0].label)
+    assert lines[0].label in on_terminal(lines, 80)
+    assert lines[0].label.isprintable()
+
+
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".PDF", b"%PDF")])
 def test_files(sealed: SealedStore, tmp_path: Path, suffix: str, magic: bytes) -> None:
     path = tmp_path / f"curve{suffix}"
