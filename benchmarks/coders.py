@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -115,27 +115,27 @@ def _term(residual: Floats) -> Term:
         (r for r in RANKS if r <= len(captured)),
         key=lambda r: captured[r - 1] / (sign_bytes + 2 * r * (rows + columns)),
     )
-    balance = np.sqrt(np.maximum(singular[:rank], np.finfo(np.float32).tiny)).astype(np.float32)
+    left, right = _balanced(left[:, :rank], right[:, :rank])
     signs = np.packbits(residual >= 0)
-    term = Term(
-        signs,
-        (left[:, :rank] / balance).astype(np.float16),
-        (right[:, :rank] * balance).astype(np.float16),
-        gain=0.0,
-    )
+    term = Term(signs, left.astype(np.float16), right.astype(np.float16), gain=0.0)
     before = float(np.square(residual, dtype=np.float64).sum())
     after = float(np.square(residual - term.decode(), dtype=np.float64).sum())
-    return Term(term.signs, term.left, term.right, before - after)
+    return replace(term, gain=before - after)
+
+
+def _balanced(left: Floats, right: Floats) -> tuple[Floats, Floats]:
+    """The same products from factors of equal norms: float16 has few exponents."""
+    norms = [np.maximum(np.linalg.norm(factor, axis=0), np.finfo(np.float32).tiny) for factor in (left, right)]
+    balance = np.sqrt(norms[0] / norms[1])
+    return left / balance, right * balance
 
 
 def _leading(matrix: Floats, rank: int) -> tuple[Floats, Floats, npt.NDArray[np.float64]]:
-    """A V, V and singular values of the leading terms, from the Gram matrix of the smaller side."""
+    """U and V with U V^T the best approximation of a rank, and singular values, from the smaller Gram matrix."""
     rows, columns = matrix.shape
     if rows < columns:
         right, left, singular = _leading(matrix.T, rank)
-        # A V = U s and V there; here U s belongs to the columns: move s to the other side.
-        scale = np.maximum(singular, np.finfo(np.float32).tiny).astype(np.float32)
-        return left * scale, right / scale, singular
+        return left, right, singular
     gram = (matrix.T @ matrix).astype(np.float64)
     values, vectors = scipy.linalg.eigh(gram, subset_by_index=(max(columns - rank, 0), columns - 1))
     right = vectors[:, ::-1].astype(np.float32)

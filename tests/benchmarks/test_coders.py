@@ -87,6 +87,16 @@ def test_the_first_term_removes_what_a_constant_magnitude_would_at_least() -> No
     assert first.gain >= 0.99 * 2 / np.pi * squared(matrix)  # (E|x|)^2 / E x^2 of normal values
 
 
+@pytest.mark.parametrize("shape", [(64, 200), (200, 64)], ids=str)
+@pytest.mark.parametrize("scale", [1e-7, 1e6])
+def test_factors_are_balanced_so_that_float16_holds_them(shape: tuple[int, int], scale: float) -> None:
+    matrix = scale * gaussian(*shape)
+    (first, *_) = residual_terms(matrix, 2 * matrix.size)
+    norms = [np.linalg.norm(factor.astype(np.float64), axis=0) for factor in (first.left, first.right)]
+    np.testing.assert_allclose(norms[0], norms[1], rtol=0.05)
+    assert first.gain >= 0.9 * 2 / np.pi * squared(matrix)
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_signs_times_low_rank_is_found_at_once(transposed: bool) -> None:
     rng = np.random.default_rng(1)

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from holoray.codecs.registry import get_codec
 from holoray.compression import decompress
 from holoray.errors import CapacityError, QualityError, UsageError
 from holoray.fragment import Fragment, TensorEntry
-from holoray.pipelines.curve import QualityCurve, curve_of
+from holoray.pipelines.curve import QualityCurve, curve_of, store_curve
 from holoray.pipelines.plan import Target, select
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.quality import Quality
@@ -162,6 +163,53 @@ def test_minimum_of_a_store_needs_all_of_the_mandatory_tensors(sealed: SealedSto
     others = sum(sealed.curve(t.name).minimum_fragments for t in tensors if not t.mandatory)
     assert sealed.curve().minimum_fragments == mandatory + others
     assert sealed.curve().floor == mandatory
+
+
+def test_mandatory_tensors_come_first_all_of_them() -> None:
+    """A bias of three fragments that alone has the quality asked for: nothing less than all of it is loaded."""
+    rng = np.random.default_rng(0)
+    store = holoray.MemoryStore()
+    holoray.encode({"bias": rng.standard_normal(600_000).astype(np.float32), "w": np.ones((80, 80), np.float32)}, store)
+    curve = holoray.open(store).curve()
+    assert curve.order[:3] == (("bias", 0), ("bias", 1), ("bias", 2))
+    assert curve.floor == 3
+    assert curve.minimum_fragments == 4
+    assert curve.qualities[1].ratio > 0.3
+    assert curve.fragments_for_quality(0.3) == 3
+    with pytest.raises(CapacityError):
+        curve.fragments_within(curve.nbytes[2])
+    assert holoray.open(store).curve("bias").minimum_fragments == 3
+
+
+def test_a_prefix_that_loses_is_not_taken() -> None:
+    entry, _ = holoray.encode_tensor(np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32))
+    gains = (10.0, -4.0, 8.0, -1.0, 3.0, 1.0, 1.0)
+    lossy = replace(entry, fragments=tuple(replace(f, gain=g) for f, g in zip(entry.fragments, gains, strict=True)))
+    curve = curve_of(lossy)
+    assert [q.ratio for q in curve.qualities] == pytest.approx(
+        [0, 10 / 18, 6 / 18, 14 / 18, 13 / 18, 16 / 18, 17 / 18, 1]
+    )
+    assert [curve.fragments_within(n) for n in curve.nbytes[1:]] == [1, 1, 3, 3, 5, 6, 7]
+    assert curve.fragments_for_quality(0.6) == 3
+    assert curve.quality_of([0, 1, 3]) == curve.quality_of([1, 0])  # layer 3 waits for layer 2
+
+
+def test_the_curve_of_one_codec_has_its_tensors_alone() -> None:
+    store = holoray.MemoryStore()
+    rng = np.random.default_rng(0)
+    names = ("a.planes", "b.raw", "c.planes")
+    model = {n: rng.standard_normal((100, 100)).astype(np.float32) for n in names}
+    holoray.encode(model | {"bias": np.ones(9, np.float32)}, store, pattern={"*.raw": "raw"})
+    sealed = holoray.open(store)
+    raw = store_curve(sealed.manifest, "raw")
+    assert raw.order == (("b.raw", 0),)
+    assert raw.nbytes == (0, sealed.entry("b.raw").stored_bytes)
+    planes = store_curve(sealed.manifest, "planes")
+    assert {name for name, _ in planes.order} == {"a.planes", "c.planes"}
+    assert planes.floor == 0
+    assert planes.qualities[-1].complete
+    with pytest.raises(UsageError, match="spectral"):
+        store_curve(sealed.manifest, "spectral")
 
 
 def hull(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
