@@ -30,7 +30,7 @@ from holoray.pipelines.sealed_store import SealedStore
 from holoray.stores.base import fragment_file
 from holoray.tensor import Array
 
-BETWEEN: Final = (0.1875, 0.3125, 0.6, 1.5, 1.75)
+BETWEEN: Final = (0.1875, 0.3125, 0.6, 1.5)
 """More shares for ours, so that the picture shows the way between."""
 EIGHTHS: Final = (1, 2, 3, 4, 7)
 SEEDS: Final = (0, 1)

@@ -84,12 +84,12 @@ def _comparison(points: Sequence[Point]) -> Iterator[str]:
             continue
         mine, other = ours[0], theirs[0]
         gap = mine.score.embedding_cosine - other.score.embedding_cosine
-        verdict = "a tie" if abs(gap) < 5e-5 else "ours" if gap > 0 else "**the rival is better**"
+        verdict = "a tie" if abs(gap) < 5e-6 else "ours" if gap > 0 else "**the rival is better**"
         yield f"- {share:.1%}: {verdict}: {_named(mine)}, {_named(other)}."
 
 
 def _named(point: Point) -> str:
-    return f"{point.coder} {point.score.embedding_cosine:.4f}"
+    return f"{point.coder} {point.score.embedding_cosine:.5f}"
 
 
 def _row(point: Point) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,15 +38,34 @@ class QualityCurve(Generic[F]):
     read (with the manifest, in the curve of a store) and the quality is `qualities[k]`.
     """
 
-    order: tuple[F, ...]
-    """The fragments in streaming order."""
     floor: int
     """How many fragments of the stream come before any target: those of the mandatory tensors of a store; those from
     which a tensor can be reconstructed at all."""
-    nbytes: tuple[int, ...] = field(repr=False)
-    qualities: tuple[Quality, ...] = field(repr=False)
     _tensors: Sequence[TensorEntry] = field(repr=False)
+    _keys: Sequence[Key] = field(repr=False)
+    _overhead_bytes: int = field(repr=False)
+    _name: Callable[[Key], F] = field(repr=False)
     _key: Callable[[F], Key] = field(repr=False)
+
+    @cached_property
+    def order(self) -> tuple[F, ...]:
+        """The fragments in streaming order."""
+        return tuple(map(self._name, self._keys))
+
+    @cached_property
+    def nbytes(self) -> tuple[int, ...]:
+        """Bytes read before the first fragment and after each."""
+        return tuple(nbytes for nbytes, _ in self._walk())
+
+    @cached_property
+    def qualities(self) -> tuple[Quality, ...]:
+        """The quality before the first fragment and after each."""
+        return tuple(quality for _, quality in self._walk())
+
+    @cached_property
+    def points(self) -> tuple[CurvePoint, ...]:
+        """(bytes, quality) before the first fragment and after each."""
+        return tuple(CurvePoint(nbytes, quality.ratio) for nbytes, quality in self._walk())
 
     @cached_property
     def minimum_fragments(self) -> int:
@@ -56,12 +75,7 @@ class QualityCurve(Generic[F]):
     @property
     def sufficient_fragments(self) -> int:
         """How many fragments make the result complete: all of them."""
-        return len(self.order)
-
-    @cached_property
-    def points(self) -> tuple[CurvePoint, ...]:
-        """(bytes, quality) before the first fragment and after each."""
-        return tuple(CurvePoint(n, q.ratio) for n, q in zip(self.nbytes, self.qualities, strict=True))
+        return len(self._keys)
 
     def quality_of(self, fragments: Iterable[F]) -> Quality:
         """The quality of any subset, in any order; what lacks its prerequisites does not count.
@@ -79,22 +93,21 @@ class QualityCurve(Generic[F]):
         Raises QualityError if even all do not reach it, UsageError for a quality outside (0, 1].
         """
         check_target(quality)
-        for count in range(self.floor, len(self.order)):
-            if self.qualities[count].reaches(quality):
+        whole = 0.0
+        for count, (_, reached) in enumerate(self._walk()):
+            # A transform that is complete may lack the last digits of a quality below 1: that is not reached.
+            enough = reached.complete if quality == 1.0 else reached.ratio >= quality
+            if enough and count >= self.floor:
                 return count
-        # With every fragment there, quality 1 is reached by definition; a transform's rounding may deny the last
-        # digits of a lower one.
-        whole = self.qualities[-1].ratio
-        if quality < 1.0 and whole < quality:
-            raise QualityError(
-                f"quality {quality} is not reachable: all {len(self.order)} fragments give {whole!r}",
-                hint="lower the target, or encode with --codec planes, which ends exact",
-            )
-        return len(self.order)
+            whole = reached.ratio
+        raise QualityError(
+            f"quality {quality} is not reachable: all {len(self._keys)} fragments give {whole!r}",
+            hint="lower the target, or encode with --codec planes, which ends exact",
+        )
 
     def bytes_for_quality(self, quality: float) -> int:
         """How many bytes of the stream reach a quality; raises as `fragments_for_quality` does."""
-        return self.nbytes[self.fragments_for_quality(quality)]
+        return self._bytes_after(self.fragments_for_quality(quality))
 
     def fragments_within(self, nbytes: int) -> int:
         """How many fragments of the stream are best within a number of bytes.
@@ -102,17 +115,34 @@ class QualityCurve(Generic[F]):
         That is not always the longest prefix: a layer may lose before the next one gains. Raises CapacityError if not
         even the first `floor` fragments fit.
         """
-        least = self.nbytes[self.floor]
+        least = self._bytes_after(self.floor)
         if nbytes < least:
             raise CapacityError(
                 f"{nbytes} bytes do not hold what comes first ({least} bytes): the manifest and the mandatory tensors "
                 "of a store, or the fragments without which a tensor cannot be reconstructed",
                 hint=f"allow at least {least} bytes",
             )
-        longest = bisect_right(self.nbytes, nbytes) - 1
-        if longest == len(self.order):
-            return longest
-        return max(range(self.floor, longest + 1), key=lambda count: (self.qualities[count].ratio, -count))
+        best, ratio = self.floor, -1.0
+        for count, (read, reached) in enumerate(self._walk()):
+            if read > nbytes:
+                return best
+            if count >= self.floor and reached.ratio > ratio:
+                best, ratio = count, reached.ratio
+        return len(self._keys)
+
+    def _walk(self) -> Iterator[tuple[int, Quality]]:
+        """(bytes, quality) before the first fragment and after each, no further than asked for."""
+        ledger, nbytes = QualityLedger(self._tensors), self._overhead_bytes
+        yield nbytes, ledger.quality
+        for t, index in self._keys:
+            ledger.add(t, index)
+            nbytes += self._tensors[t].fragments[index].stored_bytes
+            yield nbytes, ledger.quality
+
+    def _bytes_after(self, count: int) -> int:
+        return self._overhead_bytes + sum(
+            self._tensors[t].fragments[index].stored_bytes for t, index in self._keys[:count]
+        )
 
     def _checked(self, fragment: F) -> Key:
         try:
@@ -120,14 +150,18 @@ class QualityCurve(Generic[F]):
             if not 0 <= index < len(self._tensors[tensor].fragments):
                 raise KeyError(index)
         except (KeyError, TypeError, ValueError):
-            raise UsageError(f"there is no fragment {fragment!r}", hint=f"one of them is {self.order[0]!r}") from None
+            raise UsageError(
+                f"there is no fragment {fragment!r}", hint=f"one of them is {self._name(self._keys[0])!r}"
+            ) from None
         return tensor, index
 
 
 def curve_of(entry: TensorEntry) -> QualityCurve[int]:
     """The curve of one tensor; its bytes are those of its fragments alone."""
-    order = tuple(f.index for f in sorted(entry.fragments, key=lambda f: (f.order, f.index)))
-    return _curve([entry], order, lambda index: (0, index), 0, _reconstructible_prefix(entry, order))
+    order = [f.index for f in sorted(entry.fragments, key=lambda f: (f.order, f.index))]
+    floor = _reconstructible_prefix(entry, order)
+    keys = [(0, index) for index in order]
+    return QualityCurve(floor, [entry], keys, 0, lambda key: key[1], lambda index: (0, index))
 
 
 def store_curve(manifest: Manifest, codec: str | None = None) -> QualityCurve[tuple[str, int]]:
@@ -135,16 +169,23 @@ def store_curve(manifest: Manifest, codec: str | None = None) -> QualityCurve[tu
 
     Mandatory tensors belong to the whole alone. Raises UsageError for a codec that no other tensor has.
     """
-    kept = [t for t, e in enumerate(manifest.tensors) if codec is None or (e.codec == codec and not e.mandatory)]
-    if codec is not None and not kept:
-        raise UsageError(f"no tensor is encoded with {codec!r}", hint="`holoray inspect` lists the tensors")
-    tensors = [manifest.tensors[t] for t in kept]
-    place = {t: i for i, t in enumerate(kept)}
-    position = {tensor.name: i for i, tensor in enumerate(tensors)}
-    order = tuple((tensors[place[t]].name, index) for t, index in streaming_keys(manifest) if t in place)
-    floor = sum(len(t.fragments) for t in tensors if t.mandatory)
-    overhead_bytes = len(manifest.encoded) if codec is None else 0
-    return _curve(tensors, order, lambda named: (position[named[0]], named[1]), overhead_bytes, floor)
+    tensors, keys, position = manifest.tensors, streaming_keys(manifest), manifest.by_name
+    if codec is not None:
+        kept = [t for t, e in enumerate(tensors) if e.codec == codec and not e.mandatory]
+        if not kept:
+            raise UsageError(f"no tensor is encoded with {codec!r}", hint="`holoray inspect` lists the tensors")
+        place = {t: i for i, t in enumerate(kept)}
+        tensors = tuple(tensors[t] for t in kept)
+        keys = [(place[t], index) for t, index in keys if t in place]
+        position = {tensor.name: i for i, tensor in enumerate(tensors)}
+    return QualityCurve(
+        floor=sum(len(t.fragments) for t in tensors if t.mandatory),
+        _tensors=tensors,
+        _keys=keys,
+        _overhead_bytes=len(manifest.encoded) if codec is None else 0,
+        _name=lambda key: (tensors[key[0]].name, key[1]),
+        _key=lambda named: (position[named[0]], named[1]),
+    )
 
 
 def streaming_keys(manifest: Manifest) -> list[Key]:
@@ -170,19 +211,3 @@ def _reconstructible_prefix(entry: TensorEntry, order: Sequence[int]) -> int:
         return codec.can_reconstruct(entry.spec, frozenset(order[:count]))
 
     return bisect_left(range(len(order)), True, key=enough)  # more fragments never make it impossible again
-
-
-def _curve(
-    tensors: Sequence[TensorEntry], order: tuple[F, ...], key: Callable[[F], Key], overhead_bytes: int, floor: int
-) -> QualityCurve[F]:
-    nbytes, qualities = zip(*_walk(tensors, map(key, order), overhead_bytes), strict=True)
-    return QualityCurve(order, floor, nbytes, qualities, tensors, key)
-
-
-def _walk(tensors: Sequence[TensorEntry], keys: Iterable[Key], nbytes: int) -> Iterator[tuple[int, Quality]]:
-    ledger = QualityLedger(tensors)
-    yield nbytes, ledger.quality
-    for t, index in keys:
-        ledger.add(t, index)
-        nbytes += tensors[t].fragments[index].stored_bytes
-        yield nbytes, ledger.quality

@@ -122,10 +122,10 @@ POINTS = [
 
 def test_tables_say_who_is_better() -> None:
     text = tables(POINTS, 1000, 80, 1.0)
-    assert "- 12.5%: **the rival is better**: planes 0.2000, rival 0.3000." in text
-    assert "- 50.0%: ours: planes 0.9900, rival 0.3000." in text
-    assert "- 51.0%: **the rival is better**: planes 0.9900, late 0.9990." in text
-    assert "- 87.5%: ours: planes 1.0000, late 0.9990." in text
+    assert "- 12.5%: **the rival is better**: planes 0.20000, rival 0.30000." in text
+    assert "- 50.0%: ours: planes 0.99000, rival 0.30000." in text
+    assert "- 51.0%: **the rival is better**: planes 0.99000, late 0.99900." in text
+    assert "- 87.5%: ours: planes 1.00000, late 0.99900." in text
     assert "| late | – | – | – | – | – | **0.9990** | 0.9990 | 0.9990 | error 1.0e-02 at 50.5% |" in text
     assert "| exact at 67.0% |" in text
     assert "| planes, 4 of 8 | 50.0% | 0.5 | 0.90000 | 0.20000 |" in text
