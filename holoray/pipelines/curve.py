@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, islice
 from typing import Generic, NamedTuple, TypeVar
 
 from holoray.codecs.registry import get_codec
@@ -43,7 +44,7 @@ class QualityCurve(Generic[F]):
     which a tensor can be reconstructed at all."""
     _tensors: Sequence[TensorEntry] = field(repr=False)
     _keys: Sequence[Key] = field(repr=False)
-    _overhead_bytes: int = field(repr=False)
+    _overhead_bytes: Callable[[], int] = field(repr=False)
     _name: Callable[[Key], F] = field(repr=False)
     _key: Callable[[F], Key] = field(repr=False)
 
@@ -55,17 +56,17 @@ class QualityCurve(Generic[F]):
     @cached_property
     def nbytes(self) -> tuple[int, ...]:
         """Bytes read before the first fragment and after each."""
-        return tuple(nbytes for nbytes, _ in self._walk())
+        return tuple(self._walk_bytes())
 
     @cached_property
     def qualities(self) -> tuple[Quality, ...]:
         """The quality before the first fragment and after each."""
-        return tuple(quality for _, quality in self._walk())
+        return tuple(self._walk())
 
     @cached_property
     def points(self) -> tuple[CurvePoint, ...]:
         """(bytes, quality) before the first fragment and after each."""
-        return tuple(CurvePoint(nbytes, quality.ratio) for nbytes, quality in self._walk())
+        return tuple(CurvePoint(n, quality.ratio) for n, quality in zip(self._walk_bytes(), self._walk(), strict=True))
 
     @cached_property
     def minimum_fragments(self) -> int:
@@ -94,7 +95,7 @@ class QualityCurve(Generic[F]):
         """
         check_target(quality)
         whole = 0.0
-        for count, (_, reached) in enumerate(self._walk()):
+        for count, reached in enumerate(self._walk()):
             # A transform that is complete may lack the last digits of a quality below 1: that is not reached.
             enough = reached.complete if quality == 1.0 else reached.ratio >= quality
             if enough and count >= self.floor:
@@ -123,26 +124,27 @@ class QualityCurve(Generic[F]):
                 hint=f"allow at least {least} bytes",
             )
         best, ratio = self.floor, -1.0
-        for count, (read, reached) in enumerate(self._walk()):
+        for count, (read, reached) in enumerate(zip(self._walk_bytes(), self._walk(), strict=True)):
             if read > nbytes:
                 return best
             if count >= self.floor and reached.ratio > ratio:
                 best, ratio = count, reached.ratio
         return len(self._keys)
 
-    def _walk(self) -> Iterator[tuple[int, Quality]]:
-        """(bytes, quality) before the first fragment and after each, no further than asked for."""
-        ledger, nbytes = QualityLedger(self._tensors), self._overhead_bytes
-        yield nbytes, ledger.quality
-        for t, index in self._keys:
-            ledger.add(t, index)
-            nbytes += self._tensors[t].fragments[index].stored_bytes
-            yield nbytes, ledger.quality
+    def _walk(self) -> Iterator[Quality]:
+        """The quality before the first fragment and after each, no further than asked for."""
+        ledger = QualityLedger(self._tensors)
+        yield ledger.quality
+        for key in self._keys:
+            ledger.add(*key)
+            yield ledger.quality
+
+    def _walk_bytes(self) -> Iterator[int]:
+        stored = (self._tensors[t].fragments[index].stored_bytes for t, index in self._keys)
+        return accumulate(stored, initial=self._overhead_bytes())
 
     def _bytes_after(self, count: int) -> int:
-        return self._overhead_bytes + sum(
-            self._tensors[t].fragments[index].stored_bytes for t, index in self._keys[:count]
-        )
+        return next(islice(self._walk_bytes(), count, None))
 
     def _checked(self, fragment: F) -> Key:
         try:
@@ -161,7 +163,7 @@ def curve_of(entry: TensorEntry) -> QualityCurve[int]:
     order = [f.index for f in sorted(entry.fragments, key=lambda f: (f.order, f.index))]
     floor = _reconstructible_prefix(entry, order)
     keys = [(0, index) for index in order]
-    return QualityCurve(floor, [entry], keys, 0, lambda key: key[1], lambda index: (0, index))
+    return QualityCurve(floor, [entry], keys, lambda: 0, lambda key: key[1], lambda index: (0, index))
 
 
 def store_curve(manifest: Manifest, codec: str | None = None) -> QualityCurve[tuple[str, int]]:
@@ -182,7 +184,7 @@ def store_curve(manifest: Manifest, codec: str | None = None) -> QualityCurve[tu
         floor=sum(len(t.fragments) for t in tensors if t.mandatory),
         _tensors=tensors,
         _keys=keys,
-        _overhead_bytes=len(manifest.encoded) if codec is None else 0,
+        _overhead_bytes=lambda: len(manifest.encoded) if codec is None else 0,
         _name=lambda key: (tensors[key[0]].name, key[1]),
         _key=lambda named: (position[named[0]], named[1]),
     )
