@@ -1,6 +1,6 @@
 """`make bench`: every measurement, as a table with the machine it ran on.
 
-python -m benchmarks.run [--repeat 5] [--only planes|spectral|load] [--write docs/benchmarks.md]
+python -m benchmarks.run [--repeat 5] [--only planes|spectral|load|fragments|quality] [--write docs/benchmarks.md]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from benchmarks import load, planes, spectral
+from benchmarks import load, planes, quality, spectral
 from benchmarks.measure import Row, machine, markdown
 
 _HEAD = """# Benchmarks
@@ -26,7 +26,7 @@ def main() -> None:
     """Run the suites and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--only", choices=("planes", "spectral", "load"))
+    parser.add_argument("--only", choices=("planes", "spectral", "load", "fragments", "quality"))
     parser.add_argument("--write", type=Path, help="also write the tables to this file")
     arguments = parser.parse_args()
     parts = [f"{machine()}. {datetime.date.today().isoformat()}, {len(os.sched_getaffinity(0))} threads.\n"]
@@ -42,6 +42,9 @@ def main() -> None:
             if arguments.only in (None, name):
                 parts.append(markdown(title, list(suite())))
                 print(parts[-1], flush=True)
+    if arguments.only in (None, "quality"):  # columns of its own
+        parts.append(quality.report())
+        print(parts[-1], flush=True)
     if arguments.write is not None:
         arguments.write.write_text("\n".join([_HEAD, *parts]), encoding="utf-8")
 

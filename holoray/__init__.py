@@ -36,11 +36,15 @@ if TYPE_CHECKING:
     from holoray.manifest import Manifest as Manifest
     from holoray.pipelines.api import encode as encode
     from holoray.pipelines.api import open as open
+    from holoray.pipelines.curve import CurvePoint as CurvePoint
+    from holoray.pipelines.curve import QualityCurve as QualityCurve
+    from holoray.pipelines.curve import curve_of as curve_of
     from holoray.pipelines.encode import EncodeReport as EncodeReport
     from holoray.pipelines.plan import Target as Target
     from holoray.pipelines.sealed_store import SealedStore as SealedStore
     from holoray.pipelines.tensor_codec import TensorDecoder as TensorDecoder
     from holoray.pipelines.tensor_codec import encode_tensor as encode_tensor
+    from holoray.quality import Quality as Quality
     from holoray.stores import LocalStore as LocalStore
     from holoray.stores import MemoryStore as MemoryStore
     from holoray.stores import Store as Store
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
 
 _HOMES: Final = {
     "CapacityError": "errors",
+    "CurvePoint": "pipelines.curve",
     "DeadlineError": "errors",
     "EncodeReport": "pipelines.encode",
     "FormatError": "errors",
@@ -58,6 +63,8 @@ _HOMES: Final = {
     "LocalStore": "stores",
     "Manifest": "manifest",
     "MemoryStore": "stores",
+    "Quality": "quality",
+    "QualityCurve": "pipelines.curve",
     "QualityError": "errors",
     "SealedStore": "pipelines.sealed_store",
     "SourceError": "errors",
@@ -69,6 +76,7 @@ _HOMES: Final = {
     "UsageError": "errors",
     "WarmModel": "actors.warm_model",
     "WorkerLostError": "errors",
+    "curve_of": "pipelines.curve",
     "encode": "pipelines.api",
     "encode_tensor": "pipelines.tensor_codec",
     "open": "pipelines.api",

@@ -77,7 +77,11 @@ DOORS = (
         lambda module: module.floor >= FLOORS["kernels"],
     ),
     Door(("prometheus_client",), "in holoray.metrics only", lambda module: module.name == "holoray.metrics"),
-    Door(("typer", "click", "rich"), "in holoray.cli only", lambda module: module.floor == FLOORS["cli"]),
+    Door(
+        ("typer", "click", "rich", "plotille", "matplotlib"),
+        "in holoray.cli only",
+        lambda module: module.floor == FLOORS["cli"],
+    ),
     Door(("pickle", "cloudpickle", "dill", "marshal", "shelve"), "nowhere", lambda module: False),
 )
 
@@ -335,6 +339,7 @@ PLANTED = {
         {"actors/a": "from rich.progress import track"},
         "rich.progress.track, allowed in holoray.cli only",
     ),
+    "a drawing below": ({"pipelines/a": "def f():\n    import matplotlib"}, "a.py:2: imports matplotlib, allowed in"),
     "pickle": ({"stores/a": "import pickle"}, "stores/a.py:1: imports pickle, allowed nowhere"),
     "numpy's pickle": ({"stores/a": "import numpy\nnumpy.load('x', allow_pickle=True)"}, "a.py:2: allows"),
     "eval": ({"cli/a": "x = eval('1')"}, "cli/a.py:1: calls eval"),

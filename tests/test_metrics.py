@@ -117,7 +117,8 @@ def test_the_budget_bounds_what_is_in_flight(model: dict[str, Array]) -> None:
     sealed = holoray.open(store)
     pipeline = FragmentPipeline(store, sealed.manifest, budget_bytes=3 << 20, threads=4)
     loader = Loader(store, sealed.manifest)
-    from holoray.pipelines.plan import streaming_keys, units
+    from holoray.pipelines.curve import streaming_keys
+    from holoray.pipelines.plan import units
 
     pipeline.run(units(sealed.manifest, streaming_keys(sealed.manifest)), loader)
     assert 0 < pipeline.budget.peak_bytes <= 3 << 20

@@ -10,7 +10,8 @@ from holoray.codecs.base import Codec
 from holoray.errors import UsageError
 from holoray.kernels.registry import ACCUMULATORS
 from holoray.manifest import Manifest
-from holoray.pipelines.plan import Key, Target, Unit, select, units
+from holoray.pipelines.curve import Key
+from holoray.pipelines.plan import Target, Unit, select, units
 from holoray.quality import check_target
 
 

@@ -7,12 +7,15 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
-from holoray.cli.output import Output, decibel, fail, human_bytes, short, shown, table
+from holoray.cli.output import Output, decibel, fail, human_bytes, printable, short, shown, table
 from holoray.errors import FormatError, HolorayError, IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from holoray.pipelines.sealed_store import SealedStore
 
 app = typer.Typer(
     name="holoray",
@@ -84,20 +87,43 @@ def encode(
 
 
 @app.command()
-def inspect(store: StorePath, json: Json = False, quiet: Quiet = False) -> None:
+def inspect(
+    store: StorePath,
+    file: Annotated[
+        Path | None, typer.Argument(help="With --plot: draw into this file (.png, .svg, .pdf).", metavar="FILE.png")
+    ] = None,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw how quality grows with the bytes read.")] = False,
+    tensor: Annotated[str | None, typer.Option(help="Show this tensor only.", metavar="NAME")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Show what a store holds and how quality grows with the bytes read (from the manifest alone)."""
     out = _begin(json, quiet)
     from holoray.cli.views import curve_table, inspection, tensor_table
     from holoray.pipelines.sealed_store import SealedStore
 
-    values = inspection(SealedStore(store))
+    if file is not None and not plot:
+        raise UsageError(f"what is {file} for?", hint="add --plot to draw into a file")
+    sealed = SealedStore(store)
+    values = inspection(sealed, tensor)
+    if plot:
+        _plot(out, sealed, tensor, file)
     out.result(
         values,
         f"{values['tensors']} tensors, {values['fragments']} fragments, {human_bytes(values['bytes_in'])} stored as "
         f"{human_bytes(values['bytes_stored'])}, root {values['root']}",
-        tensor_table(values),
-        curve_table(values),
+        *([] if plot else [tensor_table(values), curve_table(values)]),
     )
+
+
+def _plot(out: Output, sealed: SealedStore, tensor: str | None, file: Path | None) -> None:
+    from holoray.cli.plot import lines_of, on_terminal, to_file
+
+    lines = lines_of(sealed, tensor)
+    if file is None:
+        out.drawing(lambda width: on_terminal(lines, width))
+    else:
+        to_file(lines, file, f"quality of {printable(tensor or sealed.store.uri)}")
 
 
 @app.command()

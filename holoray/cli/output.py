@@ -46,6 +46,11 @@ class Output:
         elif not self.quiet:
             print(Console(no_color=True).render_str(summary).plain, file=sys.stderr)
 
+    def drawing(self, draw: Callable[[int], str]) -> None:
+        """Show what `draw` makes of a width in columns; off a terminal too, since it was asked for."""
+        if not self.json and not self.quiet:
+            self.console.print(draw(self.console.width), markup=False, soft_wrap=True)
+
     @contextmanager
     def progress(self, what: str, total_bytes: int) -> Iterator[Callable[[int, str], None]]:
         """A bar of bytes; the callback takes the bytes done since and a note (e.g. the quality)."""

@@ -10,16 +10,22 @@ from typing import Any, Final
 from rich.table import Table
 
 from holoray.cli.output import human_bytes, short, table
+from holoray.pipelines.curve import minimum_fragments
 from holoray.pipelines.sealed_store import SealedStore
 
 _CURVE_ROWS: Final = 12
 _TENSOR_ROWS: Final = 40
 
 
-def inspection(sealed: SealedStore) -> dict[str, Any]:
-    """What `holoray inspect --json` prints."""
+def inspection(sealed: SealedStore, tensor: str | None = None) -> dict[str, Any]:
+    """What `holoray inspect --json` prints; with `tensor`, its `per_tensor` and its curve are of that tensor alone.
+
+    Raises UsageError if there is no such tensor.
+    """
     start = time.perf_counter()
     manifest = sealed.manifest
+    entries = manifest.tensors if tensor is None else [sealed.entry(tensor)]
+    curve = sealed.curve(tensor)
     per_tensor = [
         {
             "name": t.name,
@@ -27,10 +33,11 @@ def inspection(sealed: SealedStore) -> dict[str, Any]:
             "shape": list(t.spec.shape),
             "codec": t.codec,
             "fragments": len(t.fragments),
+            "minimum_fragments": minimum_fragments(t),
             "bytes": t.stored_bytes,
             "mandatory": t.mandatory,
         }
-        for t in manifest.tensors
+        for t in entries
     ]
     return {
         "root": sealed.root,
@@ -40,7 +47,9 @@ def inspection(sealed: SealedStore) -> dict[str, Any]:
         "bytes_stored": manifest.bytes_stored,
         "options": dict(manifest.options),
         "per_tensor": per_tensor,
-        "quality_curve": [point._asdict() for point in sealed.quality_curve()],
+        "minimum_fragments": curve.minimum_fragments,
+        "sufficient_fragments": curve.sufficient_fragments,
+        "quality_curve": [point._asdict() for point in curve.points],
         "seconds": time.perf_counter() - start,
     }
 

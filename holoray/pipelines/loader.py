@@ -13,10 +13,11 @@ from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.memory import zeros
 from holoray.kernels.registry import make_accumulator
 from holoray.manifest import Manifest
+from holoray.pipelines.curve import Key
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.ledger import QualityLedger
 from holoray.pipelines.meter import Meter
-from holoray.pipelines.plan import Key, Target, Unit, check_quality_reached, select, units
+from holoray.pipelines.plan import Target, Unit, check_quality_reached, select, units
 from holoray.pipelines.verify import check_sizes
 from holoray.quality import Quality
 from holoray.stores.base import Store

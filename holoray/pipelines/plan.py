@@ -10,17 +10,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from holoray.codecs.base import present_with_prerequisites
-from holoray.errors import CapacityError, QualityError, UsageError
+from holoray.errors import QualityError, UsageError
 from holoray.fragment import FragmentEntry, TensorEntry
 from holoray.manifest import Manifest
-from holoray.pipelines.ledger import QualityLedger
+from holoray.pipelines.curve import Key, store_curve, streaming_keys
 from holoray.quality import Quality, check_target
-
-Key = tuple[int, int]
-"""A fragment of a manifest: (position of the tensor, index of the fragment)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,31 +89,6 @@ def _rates(chain: Sequence[FragmentEntry]) -> Iterator[float]:
         yield gain / max(nbytes, 1)
 
 
-def streaming_keys(manifest: Manifest) -> list[Key]:
-    """All fragments in streaming order."""
-    ordered = sorted((f.order, t, f.index) for t, tensor in enumerate(manifest.tensors) for f in tensor.fragments)
-    return [(t, index) for _, t, index in ordered]
-
-
-class CurvePoint(NamedTuple):
-    """Quality after so many bytes, manifest included."""
-
-    bytes: int
-    quality: float
-
-
-def quality_curve(manifest: Manifest) -> list[CurvePoint]:
-    """Bytes read and quality after the manifest, and after each fragment in streaming order; measured gains."""
-    ledger = QualityLedger(manifest.tensors)
-    nbytes = len(manifest.encoded)
-    curve = [CurvePoint(nbytes, ledger.quality.ratio)]
-    for t, index in streaming_keys(manifest):
-        ledger.add(t, index)
-        nbytes += manifest.tensors[t].fragments[index].stored_bytes
-        curve.append(CurvePoint(nbytes, ledger.quality.ratio))
-    return curve
-
-
 def select(manifest: Manifest, target: Target) -> list[Key]:
     """The fragments that reach the target, in streaming order (mandatory tensors always among them).
 
@@ -126,52 +97,12 @@ def select(manifest: Manifest, target: Target) -> list[Key]:
     """
     keys = streaming_keys(manifest)
     if target.quality is not None:
-        return _until_quality(manifest, keys, target.quality)
+        return keys[: store_curve(manifest).fragments_for_quality(target.quality)]
     if target.bytes is not None:
-        return _within_bytes(manifest, keys, target.bytes)
+        return keys[: store_curve(manifest).fragments_within(target.bytes)]
     if target.fragments is not None:
         return _given(manifest, keys, frozenset(target.fragments))
     return keys
-
-
-def _until_quality(manifest: Manifest, keys: list[Key], quality: float) -> list[Key]:
-    ledger = QualityLedger(manifest.tensors)
-    mandatory = sum(len(t.fragments) for t in manifest.tensors if t.mandatory)
-    for count, (t, index) in enumerate(keys):
-        if count >= mandatory and ledger.quality.reaches(quality):
-            return keys[:count]
-        ledger.add(t, index)
-    # With every fragment there, quality 1 is reached by definition; a transform's rounding may deny the last digits.
-    if quality < 1.0 and ledger.quality.ratio < quality:
-        raise QualityError(
-            f"quality {quality} is not reachable: the whole store gives {ledger.quality.ratio!r}",
-            hint="lower the target, or encode with --codec planes, which ends exact",
-        )
-    return keys
-
-
-def _within_bytes(manifest: Manifest, keys: list[Key], budget: int) -> list[Key]:
-    """The best prefix of the stream within the budget: a point of the quality curve."""
-    ledger = QualityLedger(manifest.tensors)
-    nbytes = len(manifest.encoded)
-    mandatory = sum(len(t.fragments) for t in manifest.tensors if t.mandatory)
-    least = nbytes + sum(t.stored_bytes for t in manifest.tensors if t.mandatory)
-    if budget < least:
-        raise CapacityError(
-            f"{budget} bytes do not hold the manifest and the mandatory tensors ({least} bytes)",
-            hint=f"allow at least {least} bytes",
-        )
-    best, best_count = -1.0, mandatory
-    for count, (t, index) in enumerate(keys, start=1):
-        nbytes += manifest.tensors[t].fragments[index].stored_bytes
-        if nbytes > budget:
-            break
-        ledger.add(t, index)
-        if count >= mandatory and ledger.quality.ratio > best:
-            best, best_count = ledger.quality.ratio, count
-    else:
-        return keys
-    return keys[:best_count]
 
 
 def _given(manifest: Manifest, keys: list[Key], indices: frozenset[int]) -> list[Key]:

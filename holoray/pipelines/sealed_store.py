@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import overload
 
-from holoray.errors import FormatError, IntegrityError, SourceError
+from holoray.errors import FormatError, IntegrityError, SourceError, UsageError
+from holoray.fragment import TensorEntry
 from holoray.integrity import format_root, parse_root
 from holoray.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest
+from holoray.pipelines.curve import CurvePoint, QualityCurve, curve_of, store_curve
 from holoray.pipelines.loader import Loader, OnFragment
-from holoray.pipelines.plan import CurvePoint, Target, quality_curve, select
+from holoray.pipelines.plan import Target, select
 from holoray.pipelines.verify import BadFragment, verify
 from holoray.stores import MANIFEST, ROOT, Store, open_store
 from holoray.tensor import Array
@@ -81,8 +84,29 @@ class SealedStore:
         return sum(self.manifest.tensors[t].fragments[i].stored_bytes for t, i in select(self.manifest, target))
 
     def quality_curve(self) -> list[CurvePoint]:
-        """Bytes read so far and quality, in streaming order, from the gains measured when encoding."""
-        return quality_curve(self.manifest)
+        """(bytes read, quality) in streaming order: the points of `curve()`."""
+        return list(self.curve().points)
+
+    @overload
+    def curve(self, tensor: None = None) -> QualityCurve[tuple[str, int]]: ...
+
+    @overload
+    def curve(self, tensor: str) -> QualityCurve[int]: ...
+
+    def curve(self, tensor: str | None = None) -> QualityCurve[tuple[str, int]] | QualityCurve[int]:
+        """How quality grows with what is read: of the whole store, or of one tensor; from the manifest alone.
+
+        Raises UsageError if there is no such tensor.
+        """
+        return store_curve(self.manifest) if tensor is None else curve_of(self.entry(tensor))
+
+    def entry(self, tensor: str) -> TensorEntry:
+        """What the manifest says of a tensor; raises UsageError if there is no such tensor."""
+        if tensor not in self.manifest.by_name:
+            raise UsageError(
+                f"{self.store.uri} has no tensor {tensor!r}", hint="`holoray inspect` lists the tensors", tensor=tensor
+            )
+        return self.manifest.tensors[self.manifest.by_name[tensor]]
 
     def verify(self, on_progress: Callable[[int], None] | None = None) -> list[BadFragment]:
         """Everything that is wrong: each payload against both digests, each file's framing and size."""

@@ -16,7 +16,9 @@ from holoray.integrity import check as check_integrity
 from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
 from holoray.kernels.registry import check_codec_name, make_accumulator, make_encoder
 from holoray.kernels.scratch import Scratch
+from holoray.pipelines.curve import QualityCurve, curve_of
 from holoray.pipelines.ledger import QualityLedger
+from holoray.pipelines.plan import with_streaming_order
 from holoray.pipelines.policy import effective_codec
 from holoray.quality import Quality
 from holoray.tensor import Array, TensorSpec, as_bytes, canonical
@@ -78,6 +80,7 @@ def encode_tensor(
     encoded = sorted((f for part in range(encoder.parts) for f in encoder.encode(part)), key=lambda f: f.index)
     entries = [fragment_entry(f, Digests.of(f.payload)) for f in encoded]
     entry = tensor_entry(encoder, entries, sha256=hashlib.sha256(as_bytes(array).data).digest())
+    (entry,) = with_streaming_order([entry])
     return entry, [Fragment(name, f.index, f.payload) for f in encoded]
 
 
@@ -117,6 +120,11 @@ class TensorDecoder:
     def report(self) -> Quality:
         """The quality with its other faces: relative error, SNR."""
         return self._ledger.tensor_quality(0)
+
+    @property
+    def curve(self) -> QualityCurve[int]:
+        """How quality grows with the fragments, those included that are not there yet."""
+        return curve_of(self.entry)
 
     @property
     def can_reconstruct(self) -> bool:
