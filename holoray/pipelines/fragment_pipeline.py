@@ -25,7 +25,7 @@ from holoray.kernels.scratch import Scratch
 from holoray.manifest import Manifest
 from holoray.pipelines.budget import ByteBudget
 from holoray.pipelines.fetch import fetch
-from holoray.pipelines.meter import Meter, Tally, stage
+from holoray.pipelines.meter import Laps, Meter, Tally
 from holoray.pipelines.plan import Unit, batches
 from holoray.stores.base import Store
 
@@ -98,23 +98,27 @@ class FragmentPipeline:
 
     def _carry(self, batch: Sequence[Unit], tensors: _OpenTensors, on_unit: OnUnit | None) -> None:
         tally, done = Tally(), 0
+        laps = Laps(tally)
         opened = [tensors.open(unit.tensor) for unit in batch]
         entries = [fragment for unit in batch for fragment in unit.fragments]
         landings = [to.landing(fragment) for to, unit in zip(opened, batch, strict=True) for fragment in unit.fragments]
         buffered = sum(e.stored_bytes for e, landing in zip(entries, landings, strict=True) if landing is None)
         try:
             with self.budget.borrow(buffered) as buffer:
-                with stage(tally, "fetch"):
-                    payloads = fetch(self._store, entries, landings, buffer)
+                laps.start()
+                payloads = fetch(self._store, entries, landings, buffer)
+                laps.lap("fetch")
                 with self._scratch() as scratch:
+                    laps.start()
                     for unit, accumulator in zip(batch, opened, strict=True):
                         own, payloads = payloads[: len(unit.fragments)], payloads[len(unit.fragments) :]
-                        self._decode(unit, own, accumulator, scratch, tally)
+                        self._decode(unit, own, accumulator, scratch, tally, laps)
                         done += 1
-                        with stage(tally, "finalize"):
-                            tensors.done(unit.tensor)
+                        tensors.done(unit.tensor)
+                        laps.lap("finalize")
                         if on_unit is not None:
                             on_unit(unit)
+                            laps.start()
         except BaseException:
             for unit, accumulator in zip(batch[done:], opened[done:], strict=True):
                 accumulator.discard(unit.slot)
@@ -123,17 +127,23 @@ class FragmentPipeline:
             self.meter.add(tally)
 
     def _decode(
-        self, unit: Unit, payloads: Sequence[memoryview], accumulator: Accumulator, scratch: Scratch, tally: Tally
+        self,
+        unit: Unit,
+        payloads: Sequence[memoryview],
+        accumulator: Accumulator,
+        scratch: Scratch,
+        tally: Tally,
+        laps: Laps,
     ) -> None:
         name = self._manifest.tensors[unit.tensor].name
         try:
-            with stage(tally, "verify"):
-                for fragment, payload in zip(unit.fragments, payloads, strict=True):
-                    check_integrity(name, fragment, payload, strict=self._strict, source=self._store.uri)
-            with stage(tally, "decompress"):
-                raw = accumulator.decompress(unit.fragments, payloads, scratch)
-            with stage(tally, "accumulate"):
-                accumulator.accumulate(unit.slot, raw, scratch)
+            for fragment, payload in zip(unit.fragments, payloads, strict=True):
+                check_integrity(name, fragment, payload, strict=self._strict, source=self._store.uri)
+            laps.lap("verify")
+            raw = accumulator.decompress(unit.fragments, payloads, scratch)
+            laps.lap("decompress")
+            accumulator.accumulate(unit.slot, raw, scratch)
+            laps.lap("accumulate")
         except HolorayError as error:
             tally.count("corrupt", len(unit.fragments), unit.stored_bytes)
             raise _located(error, name, unit, self._store.uri) from error

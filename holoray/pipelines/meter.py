@@ -31,6 +31,13 @@ class Tally:
         self.received_bytes += other.received_bytes
         self.decoded_bytes += other.decoded_bytes
 
+    def observe(self, stage: str, seconds: float) -> None:
+        """Count one unit of work in a stage."""
+        histogram = self.stages.get(stage)
+        if histogram is None:
+            histogram = self.stages[stage] = Histogram.empty(STAGE_BUCKETS)
+        histogram.observe(seconds, STAGE_BUCKETS)
+
     def count(self, outcome: str, fragments: int, nbytes: int) -> None:
         """Count fragments and their stored bytes under an outcome (see the catalogue of metrics)."""
         self.fragments[outcome] += fragments
@@ -61,8 +68,28 @@ def stage(tally: Tally, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        histogram = tally.stages.setdefault(name, Histogram.empty(STAGE_BUCKETS))
-        histogram.observe(time.perf_counter() - start, STAGE_BUCKETS)
+        tally.observe(name, time.perf_counter() - start)
+
+
+class Laps:
+    """Times stages that follow each other, a lap each; for the many units of a load, where `stage` would be felt.
+
+    A stage that raises is not counted. The tally belongs to the calling thread.
+    """
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._last = time.perf_counter()
+
+    def start(self) -> None:
+        """What follows is a new lap; what was since the last one belongs to no stage."""
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """The time since the last lap was spent in this stage."""
+        now = time.perf_counter()
+        self._tally.observe(stage, now - self._last)
+        self._last = now
 
 
 def record(metrics: JobMetrics, tally: Tally) -> None:
