@@ -38,6 +38,7 @@ class FileServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else small answers wait 40 ms for an acknowledgement
     server: FileServer
 
     def setup(self) -> None:

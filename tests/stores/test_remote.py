@@ -160,7 +160,7 @@ def test_the_command_line_over_s3(tmp_path: Path, model: Model) -> None:
     with s3_server() as s3:
         uri, out = s3.uri("stores/one"), tmp_path / "out.safetensors"
         assert holoray_command("encode", tmp_path / "model.safetensors", uri, "-q").returncode == 0
-        with pytest.raises(UsageError, match="^s3://models/stores/one already holds a store$"):
+        with pytest.raises(UsageError, match=r"^s3://models/stores/one already holds a store$"):
             holoray.encode(model, uri)
         holoray.encode(model, uri, overwrite=True)
         done = holoray_command("load", uri, out, "--json")
