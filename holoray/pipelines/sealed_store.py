@@ -48,12 +48,15 @@ class SealedStore:
         self.manifest: Manifest = read_manifest(encoded)
 
     def _read_root(self) -> str:
-        if not self.store.exists(ROOT):
+        try:
+            text = self.store.read(ROOT, _MAX_ROOT_BYTES)
+        except SourceError:  # asking first would cost every good store a round trip
+            if self.store.exists(ROOT):
+                raise
             started = any(self.store.names())
             what = "was never sealed: an encode was interrupted" if started else "is no holoray store"
             hint = "run the same `holoray encode` again" if started else "is the path right?"
-            raise SourceError(f"{self.store.uri} {what}", hint=hint, source=self.store.uri)
-        text = self.store.read(ROOT, _MAX_ROOT_BYTES)
+            raise SourceError(f"{self.store.uri} {what}", hint=hint, source=self.store.uri) from None
         try:
             if not text.endswith(b"\n"):
                 raise ValueError

@@ -11,7 +11,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, ResponseError, TimeoutError
 from urllib3.util import make_headers
 
-from holoray.errors import HolorayError, SourceError, UsageError
+from holoray.errors import HolorayError, LimitError, SourceError, UsageError
 from holoray.stores.base import MANIFEST, ROOT, Store
 from holoray.stores.uri import join, public, split
 
@@ -48,26 +48,24 @@ class HttpStore(Store):
         with self._asked("HEAD", name) as response:
             if response.status != 200:
                 raise self._refused(name, response.status)
-            length = response.headers.get("Content-Length", "")
-        if not length.isdecimal():
+            length = _length(response)
+        if length < 0:
             raise self._error(name, "the server does not say how long it is", "serve it as a plain file")
-        return int(length)
+        return length
+
+    def read(self, name: str, limit: int) -> bytes:
+        """As every store does, but in one request: opening a store should not cost more round trips than it must."""
+        with self._range(name, 0, limit + 1) as response:
+            total = _total(response)
+            if total > limit:
+                raise LimitError(f"{name} has {total} bytes, more than the limit of {limit}", source=self.uri)
+            out = bytearray(total)
+            return bytes(out[: _fill(response, memoryview(out))])
 
     def read_into(self, name: str, offset: int, out: memoryview) -> int:
         if not out.nbytes:
             return 0
-        wanted = f"bytes={offset}-{offset + out.nbytes - 1}"
-        with self._asked("GET", name, {"Range": wanted}) as response:
-            if response.status == _NO_SUCH_RANGE:
-                return 0
-            if response.status == 200:
-                hint = "use a server that answers byte ranges (nginx, caddy, any object store)"
-                raise self._error(name, "the server ignores byte ranges", hint)
-            if response.status != 206:
-                raise self._refused(name, response.status)
-            given = response.headers.get("Content-Range", "")
-            if not given.startswith(f"bytes {offset}-") or int(response.headers.get("Content-Length", 0)) > out.nbytes:
-                raise self._error(name, f"asked for {wanted}, the server sent {given[:80]!r}", "is a proxy at fault?")
+        with self._range(name, offset, out.nbytes) as response:
             return _fill(response, out)
 
     def exists(self, name: str) -> bool:
@@ -77,6 +75,22 @@ class HttpStore(Store):
             if response.status != 200:
                 raise self._refused(name, response.status)
             return True
+
+    @contextmanager
+    def _range(self, name: str, offset: int, length: int) -> Iterator[urllib3.BaseHTTPResponse]:
+        """The server's answer with at most these bytes, and as many of them as there are."""
+        wanted = f"bytes={offset}-{offset + length - 1}"
+        with self._asked("GET", name, {"Range": wanted}) as response:
+            if response.status == 200:
+                hint = "use a server that answers byte ranges (nginx, caddy, any object store)"
+                raise self._error(name, "the server ignores byte ranges", hint)
+            if response.status not in (206, _NO_SUCH_RANGE):
+                raise self._refused(name, response.status)
+            given = response.headers.get("Content-Range", "")
+            honest = given.startswith(f"bytes {offset}-") and 0 < _length(response) <= length
+            if response.status == 206 and not honest:
+                raise self._error(name, f"asked for {wanted}, the server sent {given[:80]!r}", "is a proxy at fault?")
+            yield response
 
     def names(self) -> Iterator[str]:
         return (name for name in (ROOT, MANIFEST) if self.exists(name))
@@ -144,9 +158,21 @@ class HttpStore(Store):
         return SourceError(f"{self.uri}/{name}: {why}", hint=hint, source=self.uri)
 
 
+def _length(response: urllib3.BaseHTTPResponse) -> int:
+    """Bytes of the body as announced; -1 where they are not."""
+    text = response.headers.get("Content-Length", "")
+    return int(text) if text.isdecimal() else -1
+
+
+def _total(response: urllib3.BaseHTTPResponse) -> int:
+    """Bytes of the whole blob, from the answer to a range that begins at its start."""
+    text = response.headers.get("Content-Range", "").rpartition("/")[2]
+    return int(text) if text.isdecimal() else max(0, _length(response))
+
+
 def _fill(response: urllib3.BaseHTTPResponse, out: memoryview) -> int:
     done = 0
-    while done < out.nbytes:
+    while response.status == 206 and done < out.nbytes:
         got = response.readinto(out[done:])
         if not got:
             break

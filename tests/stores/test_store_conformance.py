@@ -16,6 +16,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from serving import S3, FileServer, s3_server, served
 
 import holoray
@@ -255,7 +257,7 @@ class TestHttpStore(StoreReadTests):
         for _ in range(20):
             assert store.read("a", 10) == b"0123456789"
             assert not store.exists("b")
-        assert server.requests.total() == 60
+        assert server.requests.total() == 40
         assert server.connections == 1
 
     @pytest.mark.parametrize("mode", ["no ranges", "other range", "short", "silent", 401, 403, 404, 500, 503])
@@ -276,6 +278,18 @@ class TestHttpStore(StoreReadTests):
         self.write(store, "a", b"0123456789")
         with pytest.raises(SourceError, match="how long"):
             store.size("a")
+
+    @given(size=st.integers(0, 50), limit=st.integers(0, 60))
+    @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_a_whole_blob_is_one_request(self, store: Store, server: FileServer, size: int, limit: int) -> None:
+        self.write(store, "a", bytes(range(size)))
+        server.requests.clear()
+        if size > limit:
+            with pytest.raises(LimitError, match=f"has {size} bytes"):
+                store.read("a", limit)
+        else:
+            assert store.read("a", limit) == bytes(range(size))
+        assert server.requests.total() == 1
 
     def test_redirects_are_followed(self, store: Store, server: FileServer) -> None:
         self.write(store, "a", b"0123456789")
