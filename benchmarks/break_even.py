@@ -1,46 +1,28 @@
-"""How long a load takes over a link of some bandwidth, and below which bandwidth one load beats another."""
+"""Below which bandwidth one load beats another, from the times both took over links of several."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Final
 
-_SLOWEST, _FASTEST = 1e6, 1e12  # bytes a second
-_STEPS: Final = 100
+_CRAWL: Final = 1e5  # bytes a second: slow enough for bytes to be all that counts
 
 
-@dataclass(frozen=True)
-class Cost:
-    """A load as three measured numbers: what it fetches, what it does besides waiting for that, what bounds it.
+def break_even(ours: Mapping[float, float], theirs: Mapping[float, float], fewer_bytes: int) -> float:
+    """Bytes a second below which `ours` is faster: 0 if it never is, infinity if it is at every bandwidth measured.
 
-    `serial_s` is what it took at a low rate beyond the transfer itself, `floor_s` what it takes over a link that is no
-    limit at all.
+    Both map bytes a second (infinity: no limit) to seconds, for the same bandwidths. Between two of them, time is
+    linear in the seconds that a byte takes; below the slowest, what we fetch less (`fewer_bytes`) counts in full.
     """
-
-    nbytes: int
-    serial_s: float
-    floor_s: float
-
-    def seconds(self, rate: float) -> float:
-        """At `rate` bytes a second: fetching and decoding overlap, so the slower of the two counts."""
-        return max(self.nbytes / rate + self.serial_s, self.floor_s)
-
-
-def break_even(ours: Cost, theirs: Cost) -> float:
-    """Bytes a second below which `ours` is faster; 0 if it never is, infinity if it always is.
-
-    By bisection: with fewer bytes ours is ahead on a slow link, and the lead changes hands at most once.
-    """
-    if ours.seconds(_SLOWEST) >= theirs.seconds(_SLOWEST):
+    lead = {1 / rate: theirs[rate] - ours[rate] for rate in ours}  # by seconds a byte
+    slowest = max(lead)
+    lead[1 / _CRAWL] = lead[slowest] + fewer_bytes * (1 / _CRAWL - slowest)
+    slow_to_fast = sorted(lead, reverse=True)
+    if lead[slow_to_fast[0]] < 0:
         return 0.0
-    if ours.seconds(_FASTEST) < theirs.seconds(_FASTEST):
-        return math.inf
-    low, high = _SLOWEST, _FASTEST
-    for _ in range(_STEPS):
-        middle = math.sqrt(low * high)
-        if ours.seconds(middle) < theirs.seconds(middle):
-            low = middle
-        else:
-            high = middle
-    return low
+    for slower, faster in pairwise(slow_to_fast):
+        if lead[faster] < 0:
+            return 1 / (faster + (slower - faster) * lead[faster] / (lead[faster] - lead[slower]))
+    return math.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.break_even import Cost, break_even
+from benchmarks.break_even import break_even
 from benchmarks.contenders import CONTENDERS, Contender, Watch, point_s3_at, prepare
 from benchmarks.throttled import UNLIMITED, Throttled, throttled
 from holoray.tensor import Array, as_bytes
@@ -28,7 +29,7 @@ _FASTEST_CONFIRMED: Final = 2.5e9  # beyond, the server itself is the limit
 
 @dataclass(frozen=True)
 class Load:
-    """One loader at one source: medians in seconds, `note` in the place of numbers where it cannot."""
+    """One loader at one source: medians in seconds (`best_s`: the shortest), `note` where it cannot."""
 
     model: str
     source: str
@@ -38,6 +39,7 @@ class Load:
     quality: float = 1.0
     first_s: float | None = None
     total_s: float | None = None
+    best_s: float | None = None
     runs: int = 0
     partial: bool = False
     note: str = ""
@@ -62,7 +64,13 @@ class Results:
     break_evens: tuple[BreakEven, ...]
 
     def json(self) -> dict[str, Any]:
-        return {"loads": [asdict(row) for row in self.loads], "break_evens": [asdict(row) for row in self.break_evens]}
+        rows = {"loads": self.loads, "break_evens": self.break_evens}
+        return {name: [_finite(asdict(row)) for row in found] for name, found in rows.items()}
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """Without infinities, which JSON does not know: no limit is null."""
+    return {key: None if value == math.inf else value for key, value in row.items()}
 
 
 def measure(models: Mapping[str, Callable[[], dict[str, Array]]], repeat: int) -> Results:
@@ -119,11 +127,19 @@ class _Bench:
                 yield replace(row, note="cannot: reads local files only")
 
     def break_evens(self, loads: Sequence[Load]) -> Iterator[BreakEven]:
-        """Computed from what `measure` found, then measured on either side."""
-        costs = _costs(loads)
+        """Computed from the shortest times that `measure` found, then measured on either side.
+
+        The shortest, since what is computed is a property of the loaders, not of what else the machine did.
+        """
+        times: dict[str, dict[float, float]] = defaultdict(dict)
+        nbytes: dict[str, int] = {}
+        for load in loads:
+            if load.rate is not None and load.best_s is not None and not load.partial:
+                times[load.loader][load.rate] = load.best_s
+                nbytes[load.loader] = load.bytes_read
         by_name = {c.name: c for c in CONTENDERS}
-        rates = {name: break_even(costs[OURS], cost) for name, cost in costs.items() if not name.startswith("holoray")}
-        for rival, rate in rates.items():
+        for rival in [name for name in times if not name.startswith("holoray")]:
+            rate = break_even(times[OURS], times[rival], nbytes[rival] - nbytes[OURS])
             around = [rate * x for x in CONFIRM_AT if 0 < rate * x <= _FASTEST_CONFIRMED]
             found = [(at, self._compared(by_name[OURS], by_name[rival], at)) for at in around]
             yield BreakEven(self._model, rival, rate, tuple(found))
@@ -171,21 +187,9 @@ def _row(row: Load, watches: Sequence[Watch], file_bytes: int) -> Load:
         quality=watches[0].quality,
         first_s=statistics.median(firsts) if firsts and not row.partial else None,
         total_s=_median(watches),
+        best_s=min(watch.total_s for watch in watches),
         runs=len(watches),
     )
-
-
-def _costs(loads: Sequence[Load]) -> dict[str, Cost]:
-    """What each complete load over the network costs, from the slowest source and from the one without limit."""
-    slowest = {x.loader: x for x in loads if x.rate == min(RATES) and not x.partial}
-    floors = {x.loader: x.total_s for x in loads if x.rate == UNLIMITED}
-    costs = {}
-    for name, load in slowest.items():
-        floor = floors[name]
-        if load.total_s is not None and floor is not None:
-            serial = max(0.0, load.total_s - load.bytes_read / min(RATES))
-            costs[name] = Cost(load.bytes_read, serial, floor)
-    return costs
 
 
 def _median(watches: Sequence[Watch]) -> float:

@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write every row to this file")
     parser.add_argument("--plot", type=Path, help="also draw the loads from throttled sources (needs matplotlib)")
     parser.add_argument("--megabytes", type=int, default=load.MODEL_BYTES >> 20, help="size of the rivals' model, MiB")
+    parser.add_argument("--no-minilm", action="store_true", help="leave the rivals' second, real model out")
     arguments = parser.parse_args()
     rows: dict[str, Any] = {}
     parts = [f"{machine()}. {datetime.date.today().isoformat()}, {len(os.sched_getaffinity(0))} threads.\n"]
@@ -57,24 +58,24 @@ def main() -> None:
         parts.append(quality.report())
         print(parts[-1], flush=True)
     if arguments.only in (None, "rivals"):  # columns of its own
-        loads = rivals.measure(_models(arguments.megabytes), arguments.repeat)
+        models = _models(arguments.megabytes, with_minilm=not arguments.no_minilm)
+        loads = rivals.measure(models, arguments.repeat)
         rows["rivals"] = loads.json()
         parts.append(rivals_report.markdown(loads))
         print(parts[-1], flush=True)
         if arguments.plot is not None:
             rivals_report.plot(loads, arguments.plot)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"machine": parts[0].strip(), "rows": rows}, indent=1), encoding="utf-8")
+        text = json.dumps({"machine": parts[0].strip(), "rows": rows}, indent=1, allow_nan=False)
+        arguments.json.write_text(text, encoding="utf-8")
     if arguments.write is not None:
         arguments.write.write_text("\n".join([_HEAD, *parts]), encoding="utf-8")
 
 
-def _models(megabytes: int) -> dict[str, Callable[[], dict[str, Array]]]:
+def _models(megabytes: int, with_minilm: bool) -> dict[str, Callable[[], dict[str, Array]]]:
     """The models of the rivals' loads: the first is large enough for fast sources, the second is real."""
-    return {
-        f"gaussian-{megabytes}MiB": lambda: load.gaussian_model(megabytes << 20),
-        "MiniLM-L6": planes.minilm,
-    }
+    models = {f"gaussian-{megabytes}MiB": lambda: load.gaussian_model(megabytes << 20)}
+    return models | ({"MiniLM-L6": planes.minilm} if with_minilm else {})
 
 
 if __name__ == "__main__":
