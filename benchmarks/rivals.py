@@ -64,8 +64,10 @@ class Results:
     break_evens: tuple[BreakEven, ...]
 
     def json(self) -> dict[str, Any]:
-        rows = {"loads": self.loads, "break_evens": self.break_evens}
-        return {name: [_finite(asdict(row)) for row in found] for name, found in rows.items()}
+        return {
+            "loads": [_finite(asdict(row)) for row in self.loads],
+            "break_evens": [_finite(asdict(row)) for row in self.break_evens],
+        }
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=load.MODEL_BYTES >> 20, help="size of the rivals' model, MiB")
     parser.add_argument("--no-minilm", action="store_true", help="leave the rivals' second, real model out")
     arguments = parser.parse_args()
+    if arguments.plot is not None and find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: `make bench-rivals` has it, or pip install matplotlib")
     rows: dict[str, Any] = {}
     parts = [f"{machine()}. {datetime.date.today().isoformat()}, {len(os.sched_getaffinity(0))} threads.\n"]
     print(parts[0])
