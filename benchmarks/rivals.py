@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ REFERENCE: Final = "safetensors, numpy: map and copy"
 OURS: Final = "holoray planes"
 RATES: Final = (UNLIMITED, 1e9, 200e6, 50e6)
 MAX_RUNS: Final = {UNLIMITED: 5, 1e9: 5, 200e6: 2, 50e6: 1}  # a slow link is an even one
-CONFIRM_AT: Final = (0.7, 1.4)
+CONFIRM_AT: Final = (0.5, 2.0)
 _FASTEST_CONFIRMED: Final = 2.5e9  # beyond, the server itself is the limit
 
 
@@ -83,6 +84,7 @@ def measure(models: Mapping[str, Callable[[], dict[str, Array]]], repeat: int) -
         directory = Path(name) / BUCKET
         point_s3_at(server.host)
         for title, make in models.items():
+            print(f"{title}: in every format, and once through every loader", file=sys.stderr, flush=True)
             model = make()
             prepare(directory / title, model)
             bench = _Bench(title, directory / title, server, repeat)
@@ -117,6 +119,7 @@ class _Bench:
     def measure(self, rate: float | None) -> Iterator[Load]:
         """Rows of one source, the contenders in turns; `rate` is None for files in the page cache."""
         runs = self._repeat if rate is None else min(self._repeat, MAX_RUNS[rate])
+        print(f"{self._model}: {source_name(rate)}, {runs} times", file=sys.stderr, flush=True)
         able = {c: where for c in CONTENDERS if c.installed and (where := self._where(c, rate))}
         watches = self._in_turns(able, rate, runs)
         for contender in CONTENDERS:
@@ -143,6 +146,7 @@ class _Bench:
         for rival in [name for name in times if not name.startswith("holoray")]:
             rate = break_even(times[OURS], times[rival], nbytes[rival] - nbytes[OURS])
             around = [rate * x for x in CONFIRM_AT if 0 < rate * x <= _FASTEST_CONFIRMED]
+            print(f"{self._model}: around the break-even with {rival}", file=sys.stderr, flush=True)
             found = [(at, self._compared(by_name[OURS], by_name[rival], at)) for at in around]
             yield BreakEven(self._model, rival, rate, tuple(found))
 

@@ -10,7 +10,8 @@ from typing import Any, Final
 import pyarrow as pa
 from pyarrow import fs
 
-from holoray.errors import HolorayError, SourceError, UsageError
+from holoray.errors import CapacityError, HolorayError, SourceError, UsageError
+from holoray.files import NO_ROOM
 from holoray.stores.uri import public, redacted, scheme_of, split
 
 _NATIVE: Final = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
@@ -52,7 +53,7 @@ def told(doing: str, uri: str) -> Iterator[None]:
     """
     try:
         yield
-    except HolorayError:
+    except (HolorayError, MemoryError):
         raise
     except Exception as error:
         raise _translated(error, doing, uri) from None
@@ -60,6 +61,8 @@ def told(doing: str, uri: str) -> Iterator[None]:
 
 def _translated(error: Exception, doing: str, uri: str) -> HolorayError:
     what, why = f"{doing} {public(uri)}", redacted(str(error), split(uri).password) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return CapacityError(f"{what}: {why}", hint="free some space there and run again")
     if isinstance(error, pa.ArrowNotImplementedError):
         return UsageError(f"{what}: {why}", hint="this pyarrow, or this file system, does not offer it")
     if isinstance(error, pa.ArrowInvalid):

@@ -19,6 +19,7 @@ from holoray.stores.filesystems import can_rename, connect, has_directories, tol
 from holoray.stores.uri import join, public, scheme_of
 
 _COPY_BYTES: Final = 8 << 20
+_MAX_IDLE: Final = 256
 _writing: set[str] = set()
 _entering = threading.Lock()
 
@@ -155,7 +156,11 @@ class RemoteStore(Store):
             file.close()
             raise
         with self._lending:
-            self._idle[name].append(file)
+            kept = sum(map(len, self._idle.values())) < _MAX_IDLE
+            if kept:
+                self._idle[name].append(file)
+        if not kept:
+            file.close()
 
     def _forget(self, name: str) -> None:
         with self._lending:

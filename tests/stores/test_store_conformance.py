@@ -178,6 +178,23 @@ class TestArrowLocal(RemoteStoreTests):
     def store(self, tmp_path: Path) -> Store:
         return RemoteStore(f"file://{tmp_path}/store")
 
+    def test_a_full_disk_over_there_is_a_capacity_error(self, tmp_path: Path) -> None:
+        """/dev/full takes nothing: what a write to a full disk meets."""
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "a.partial").symlink_to("/dev/full")
+        with pytest.raises(CapacityError) as caught, RemoteStore(f"file://{tmp_path}/full").create("a") as file:
+            file.write(bytes(10_000))
+        assert "free some space" in caught.value.hint
+        assert list(RemoteStore(f"file://{tmp_path}/full").names()) == []
+
+    def test_files_kept_open_are_bounded(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("holoray.stores.remote._MAX_IDLE", 3)
+        for number in range(6):
+            self.write(store, f"b{number}", bytes([number]))
+        before = len(os.listdir("/proc/self/fd"))
+        assert [store.read(f"b{number}", 1) for number in range(6)] == [bytes([n]) for n in range(6)]
+        assert len(os.listdir("/proc/self/fd")) <= before + 3
+
     def test_leftovers_of_a_killed_writer_go(self, store: Store, tmp_path: Path) -> None:
         (tmp_path / "store").mkdir()
         ours = tmp_path / "store" / "fragments-00003.arrow.partial"
