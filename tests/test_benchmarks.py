@@ -83,23 +83,27 @@ def test_all_connections_share_one_rate() -> None:
     """They may be slower than it, on a busy machine, and never faster."""
     from multiprocessing import Value
 
-    from benchmarks.throttled import BURST_S, TokenBucket
+    from benchmarks.throttled import TokenBucket
 
     rate, step, takes = 40e6, 50_000, 40
     bucket = TokenBucket(Value("d", rate))
-    time.sleep(BURST_S)
     begin = threading.Barrier(4)
 
     def take(_: int) -> float:
         begin.wait()
-        for _ in range(takes):
-            bucket.take(step)
+        with bucket.transfer():
+            for _ in range(takes):
+                bucket.take(step)
         return time.perf_counter()
 
     with ThreadPoolExecutor(4) as pool:
         start = time.perf_counter()
         ends = list(pool.map(take, range(4)))
-    assert max(ends) - start >= 4 * takes * step / rate - BURST_S
+        assert max(ends) - start >= 4 * takes * step / rate
+        time.sleep(0.1)  # what was not used is not saved up
+        start = time.perf_counter()
+        ends = list(pool.map(take, range(4)))
+        assert max(ends) - start >= 4 * takes * step / rate
 
 
 def test_a_small_run(tmp_path: Path) -> None:
@@ -118,7 +122,7 @@ def test_a_small_run(tmp_path: Path) -> None:
             row = loads[loader, source]
             assert 0 < row["first_s"] <= row["total_s"]
             if row["rate"] is not None:
-                assert row["total_s"] >= row["bytes_read"] / row["rate"] - 0.011
+                assert row["total_s"] >= row["bytes_read"] / row["rate"]
     for source in sources - {"page cache"}:
         assert loads["fastsafetensors", source]["note"] in ("not installed", "cannot: reads local files only")
     two_layers = loads["holoray planes to two layers", "50 MB/s"]
