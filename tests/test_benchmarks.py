@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Value
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
+from benchmarks.break_even import break_even
+from benchmarks.throttled import TokenBucket, throttled
+
 ROOT = Path(__file__).resolve().parents[1]
 RATES = (50e6, 200e6, 1e9, math.inf)
 
 _seconds = st.lists(st.floats(0.01, 10), min_size=4, max_size=4)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _importable() -> Any:
-    """Not on the path of all tests: with the root there, `import kernels` finds a directory of ours."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT)
-        yield
-
-
 @settings(deadline=None, max_examples=60)
 @given(ours=_seconds, theirs=_seconds, fewer=st.integers(10**6, 10**8))
 def test_break_even_is_where_the_lead_first_changes_hands(ours: list[float], theirs: list[float], fewer: int) -> None:
-    from benchmarks.break_even import break_even
-
     found = break_even(dict(zip(RATES, ours, strict=True)), dict(zip(RATES, theirs, strict=True)), fewer)
 
     def lead(rate: Any) -> Any:
@@ -58,8 +52,6 @@ def test_break_even_is_where_the_lead_first_changes_hands(ours: list[float], the
 
 
 def test_what_the_throttled_server_serves(tmp_path: Path) -> None:
-    from benchmarks.throttled import throttled
-
     data = np.random.default_rng(0).bytes(300_000)
     (tmp_path / "models" / "one").mkdir(parents=True)
     (tmp_path / "models" / "one" / "a b.bin").write_bytes(data)
@@ -81,10 +73,6 @@ def test_what_the_throttled_server_serves(tmp_path: Path) -> None:
 
 def test_all_connections_share_one_rate() -> None:
     """They may be slower than it, on a busy machine, and never faster."""
-    from multiprocessing import Value
-
-    from benchmarks.throttled import TokenBucket
-
     rate, step, takes = 40e6, 50_000, 40
     bucket = TokenBucket(Value("d", rate))
     begin = threading.Barrier(4)
