@@ -72,8 +72,8 @@ def plot(results: Results, path: Path) -> None:
     rates = sorted(rate for rate in RATES if not math.isinf(rate))
     for name in dict.fromkeys(row.loader for row in results.loads):
         found = {r.rate: r.best_s for r in results.loads if (r.model, r.loader) == (model, name) and r.rate in rates}
-        seconds = [found.get(rate) for rate in rates]
-        if any(s is None for s in seconds):
+        seconds = [s for rate in rates if (s := found.get(rate)) is not None]
+        if len(seconds) < len(rates):
             continue
         style = "--" if " to " in name else "-" if name.startswith("holoray") else ":"
         axes.plot([rate / 1e6 for rate in rates], seconds, style, marker="o", label=name)
