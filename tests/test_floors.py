@@ -82,6 +82,7 @@ DOORS = (
         "in holoray.cli only",
         lambda module: module.floor == FLOORS["cli"],
     ),
+    Door(("urllib3", "fsspec"), "in holoray.stores only", lambda module: module.name.startswith("holoray.stores.")),
     Door(("pickle", "cloudpickle", "dill", "marshal", "shelve"), "nowhere", lambda module: False),
 )
 

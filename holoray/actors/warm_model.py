@@ -27,7 +27,7 @@ from holoray.checkpoint import save_checkpoint
 from holoray.errors import DeadlineError, HolorayError, QualityError, UsageError, WorkerLostError
 from holoray.kernels import registry
 from holoray.pipelines.sealed_store import SealedStore
-from holoray.stores import MemoryStore, Store
+from holoray.stores import Store, open_store
 from holoray.tensor import Array
 
 _POLL_S: Final = 1.0
@@ -59,13 +59,14 @@ def warm_up(
     that cannot be reached, UsageError for one without meaning.
     """
     started = time.monotonic()
-    if isinstance(uri, MemoryStore):
+    store = open_store(uri)
+    if store.in_process:
         raise UsageError("a store in this process's memory cannot be shared with workers")
     if workers is not None and workers < 1:
         raise UsageError("a warm-up needs at least one worker")
     if metrics_port is not None and not 0 <= metrics_port <= _MAX_PORT:
         raise UsageError(f"there is no port {metrics_port}", hint=f"0 to {_MAX_PORT}; 0 takes any free port")
-    sealed = SealedStore(uri if isinstance(uri, Store) else os.path.abspath(_local(uri)), expect)
+    sealed = SealedStore(store, expect)
     targets = check_qualities(qualities)
     goals(sealed.manifest, targets)
     cpus = workers or len(os.sched_getaffinity(0))
@@ -79,10 +80,6 @@ def warm_up(
     except BaseException:
         session.close()
         raise
-
-
-def _local(uri: str | os.PathLike[str]) -> str:
-    return os.fspath(uri).removeprefix("file://")
 
 
 class WarmModel:

@@ -30,7 +30,12 @@ INTERRUPTED: Final = 130
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")]
-StorePath = Annotated[str, typer.Argument(help="Path of the store.", metavar="STORE")]
+StorePath = Annotated[
+    str,
+    typer.Argument(
+        help="Path or URI of the store: a directory, s3://…, gs://…, hdfs://…, http(s)://… and more.", metavar="STORE"
+    ),
+]
 Expect = Annotated[
     str | None, typer.Option("--expect", help="Root that the store must have (sha256:…); checks sha256 everywhere.")
 ]

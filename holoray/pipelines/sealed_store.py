@@ -23,13 +23,14 @@ _MAX_ROOT_BYTES = 4096
 class SealedStore:
     """A store whose `ROOT` matches its manifest.
 
-    `expect` (`sha256:...`) pins the root; the fragments are then also checked against sha256, not only xxh3_64.
+    `expect` (`sha256:...`) pins the root. Where it is given, and for a remote store, the fragments are also checked
+    against sha256, not only xxh3_64 (which anybody on the way could forge).
     Raises SourceError if there is no store, IntegrityError if root, manifest or expectation disagree.
     """
 
     def __init__(self, where: Store | str | os.PathLike[str], expect: str | None = None) -> None:
         self.store = open_store(where)
-        self.strict = expect is not None
+        self.strict = expect is not None or self.store.remote
         self.root = self._read_root()
         if expect is not None and self.root != parse_root(expect, what="--expect"):
             raise IntegrityError(
@@ -47,12 +48,15 @@ class SealedStore:
         self.manifest: Manifest = read_manifest(encoded)
 
     def _read_root(self) -> str:
-        if not self.store.exists(ROOT):
+        try:
+            text = self.store.read(ROOT, _MAX_ROOT_BYTES)
+        except SourceError:  # asking first would cost every good store a round trip
+            if self.store.exists(ROOT):
+                raise
             started = any(self.store.names())
             what = "was never sealed: an encode was interrupted" if started else "is no holoray store"
             hint = "run the same `holoray encode` again" if started else "is the path right?"
-            raise SourceError(f"{self.store.uri} {what}", hint=hint, source=self.store.uri)
-        text = self.store.read(ROOT, _MAX_ROOT_BYTES)
+            raise SourceError(f"{self.store.uri} {what}", hint=hint, source=self.store.uri) from None
         try:
             if not text.endswith(b"\n"):
                 raise ValueError

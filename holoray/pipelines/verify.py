@@ -27,6 +27,7 @@ class BadFragment:
     why: str
 
 
+_ASKING: Final = 16  # requests under way at once: each is a round trip and next to no bytes
 _Located = tuple[str, FragmentEntry]
 _PIECE_BYTES: Final = 1 << 20
 
@@ -47,8 +48,10 @@ def verify(store: Store, manifest: Manifest, on_progress: Callable[[int], None] 
 
 def check_sizes(store: Store, manifest: Manifest) -> None:
     """Raise unless every fragment file is as long as the manifest says; cheap, and done before memory is allocated."""
-    for file in manifest.files:
-        size = store.size(fragment_file(file.number))
+    names = [fragment_file(file.number) for file in manifest.files]
+    with ThreadPoolExecutor(_ASKING if store.remote else 1) as pool:
+        sizes = list(pool.map(store.size, names))
+    for file, size in zip(manifest.files, sizes, strict=True):
         if size < file.bytes:
             raise TruncatedError(
                 f"{store.uri}: {fragment_file(file.number)} has {size} of {file.bytes} bytes",

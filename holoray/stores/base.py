@@ -12,6 +12,8 @@ from holoray.errors import LimitError, UsageError
 
 ROOT: Final = "ROOT"
 MANIFEST: Final = "manifest.arrow"
+PARTIAL: Final = ".partial"  # ends the name of a file that is being written
+REPLACEMENT: Final = ".replacement"  # holds a store until it takes the place of the one around it
 _FRAGMENTS: Final = re.compile(r"fragments-\d{5,10}\.arrow")
 _JOURNAL: Final = re.compile(r"encode-\d{5,10}\.arrow")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
@@ -43,9 +45,15 @@ def check_blob_name(name: str) -> str:
 
 
 class Store(ABC):
-    """Named blobs. A missing one raises SourceError; `create` makes a blob visible only when it is whole and safe."""
+    """Named blobs. A missing one raises SourceError; `create` makes a blob visible only when it is whole and safe.
+
+    `uri` names it in messages and holds no credentials. `remote`: its bytes come over a network, so sha256 is checked.
+    `in_process`: no other process can see it.
+    """
 
     uri: str
+    remote: bool = False
+    in_process: bool = False
 
     @abstractmethod
     def size(self, name: str) -> int:

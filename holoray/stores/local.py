@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import threading
@@ -13,14 +12,11 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from holoray.errors import CapacityError, HolorayError, SourceError, UsageError
-from holoray.files import open_for_reading
-from holoray.stores.base import ROOT, Store, check_blob_name, is_own
+from holoray.files import NO_ROOM, open_for_reading
+from holoray.stores.base import PARTIAL, REPLACEMENT, ROOT, Store, check_blob_name, is_own
 
-_PARTIAL: Final = ".partial"
 _LOCK: Final = ".lock"
 _MAX_OPEN: Final = 64
-_REPLACEMENT: Final = ".replacement"
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LocalStore(Store):
@@ -66,7 +62,7 @@ class LocalStore(Store):
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
         target = self.path / check_blob_name(name)
-        partial = target.with_name(target.name + _PARTIAL)
+        partial = target.with_name(target.name + PARTIAL)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with open(partial, "wb") as file:
@@ -95,7 +91,7 @@ class LocalStore(Store):
         except OSError as error:
             raise SourceError(f"cannot list {self.path}: {error.strerror}", source=self.uri) from error
         for entry in entries:
-            if _is_file(entry) and not entry.name.startswith(".") and not entry.name.endswith(_PARTIAL):
+            if _is_file(entry) and not entry.name.startswith(".") and not entry.name.endswith(PARTIAL):
                 yield entry.name
 
     @contextmanager
@@ -106,8 +102,8 @@ class LocalStore(Store):
         except OSError as error:
             raise _write_error(error, self.path) from error
         try:
-            for stale in self.path.glob("*" + _PARTIAL):  # ours by the lock: left by a writer that was killed
-                if is_own(stale.name.removesuffix(_PARTIAL)):
+            for stale in self.path.glob("*" + PARTIAL):  # ours by the lock: left by a writer that was killed
+                if is_own(stale.name.removesuffix(PARTIAL)):
                     stale.unlink(missing_ok=True)
             yield
             (self.path / _LOCK).unlink(missing_ok=True)
@@ -116,7 +112,7 @@ class LocalStore(Store):
 
     @contextmanager
     def replacement(self) -> Iterator[Store]:
-        fresh = LocalStore(self.path / _REPLACEMENT)
+        fresh = LocalStore(self.path / REPLACEMENT)
         yield fresh
         try:
             for name in [n for n in self.names() if is_own(n)]:
@@ -179,7 +175,7 @@ def _lock_or_refuse(path: Path) -> int:
 
 
 def _write_error(error: OSError, path: Path) -> HolorayError:
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         return CapacityError(f"no room to write {path}: {error.strerror}", hint="free some space and run again")
     return SourceError(f"cannot write {path}: {error.strerror}", hint="check the path and its permissions")
 

@@ -15,6 +15,8 @@ from holoray.stores.base import Store, check_blob_name
 class MemoryStore(Store):
     """Blobs in a dict."""
 
+    in_process = True
+
     def __init__(self, uri: str = "memory:") -> None:
         self.uri = uri
         self.blobs: dict[str, bytes] = {}

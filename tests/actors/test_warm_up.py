@@ -15,6 +15,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import ray
+from serving import served
 from warming import QUALITIES, SLOW_S, SlowStore, assert_exact, is_alive, until
 
 import holoray
@@ -232,9 +233,18 @@ def test_what_is_refused_before_anything_starts(store: Path, tmp_path: Path) -> 
         ({"uri": store, "metrics_port": -1}, UsageError),
         ({"uri": store, "metrics_port": 65536}, UsageError),
         ({"uri": holoray.MemoryStore()}, UsageError),
+        ({"uri": "memory://store"}, UsageError),
+        ({"uri": "floppy://store"}, UsageError),
     ):
         with pytest.raises(error):
             warm_up(**arguments)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_workers_fetch_over_http(store: Path, sealed: SealedStore, checkpoint: dict[str, Array]) -> None:
+    with served(store) as server, warm_up(server.url, workers=2, qualities=QUALITIES) as model:
+        model.wait(timeout_s=60)
+        assert_exact(model, sealed, checkpoint)
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -167,6 +167,8 @@ def test_a_directory_that_cannot_be_listed_is_a_source_error(small: Path, monkey
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("os.scandir", refuse)
+    assert holoray.open(small).manifest.tensors  # a whole store is opened by name
+    (small / ROOT).unlink()
     with pytest.raises(SourceError, match="Permission"):
         holoray.open(small)
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import xxhash
+from serving import served
 
 import holoray
 from holoray.errors import IntegrityError
@@ -74,6 +75,14 @@ def test_a_load_of_a_pinned_root_refuses_it(forged_store: MemoryStore) -> None:
     with pytest.raises(IntegrityError, match="forged") as caught:
         sealed.load()
     assert (caught.value.tensor, caught.value.fragment) == ("w", 0)
+
+
+def test_a_load_over_a_network_refuses_it(forged_store: MemoryStore, tmp_path: Path) -> None:
+    """Nobody asked for sha256 here: that the bytes came over a network is reason enough."""
+    for name, data in forged_store.blobs.items():
+        (tmp_path / name).write_bytes(data)
+    with served(tmp_path) as server, pytest.raises(IntegrityError, match="forged"):
+        holoray.open(server.url).load()
 
 
 def test_a_decoder_refuses_it() -> None:
