@@ -9,11 +9,12 @@ import numpy.typing as npt
 
 from holoray.codecs.base import Codec
 from holoray.errors import UsageError
-from holoray.kernels import planes_decode, planes_encode, spectral
+from holoray.kernels import dealing, hadamard, planes_decode, planes_encode
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.encoder import EncodeOptions, Encoder
 from holoray.kernels.planes_decode import PlanesAccumulator
 from holoray.kernels.planes_encode import PlanesEncoder
+from holoray.kernels.projection import ProjectionAccumulator, ProjectionEncoder
 from holoray.kernels.raw import RawAccumulator, RawEncoder
 from holoray.kernels.spectral import SpectralAccumulator, SpectralEncoder
 from holoray.tensor import Array, TensorSpec
@@ -22,11 +23,13 @@ ENCODERS: Final[dict[str, type[Encoder]]] = {
     "raw": RawEncoder,
     "planes": PlanesEncoder,
     "spectral": SpectralEncoder,
+    "projection": ProjectionEncoder,
 }
 ACCUMULATORS: Final[dict[str, type[Accumulator]]] = {
     "raw": RawAccumulator,
     "planes": PlanesAccumulator,
     "spectral": SpectralAccumulator,
+    "projection": ProjectionAccumulator,
 }
 
 
@@ -63,4 +66,5 @@ def warm() -> None:
 def warm_accumulators() -> None:
     """Compile, or load from the cache, what decoding needs."""
     planes_decode.warm()
-    spectral.warm()
+    dealing.warm()
+    hadamard.warm()

@@ -54,6 +54,7 @@ def tensor_entry(
         codec=encoder.codec.name,
         config=encoder.codec.get_config(),
         residual=encoder.residual,
+        essential_gain=encoder.essential_gain,
         mandatory=mandatory,
         sha256=sha256,
         fragments=tuple(fragments),
@@ -67,6 +68,11 @@ def encode_tensor(
     seed: int = 0,
     *,
     compression: str = ZSTD,
+    tile: int = 0,
+    essential: float = 0.0,
+    rank: int = 0,
+    energy: float = 0.0,
+    coefficients: str = "float32",
     name: str = "tensor",
 ) -> tuple[TensorEntry, list[Fragment]]:
     """Encode one array of any shape; returns its manifest entry and its fragments, by index.
@@ -75,7 +81,7 @@ def encode_tensor(
     `raw`. Raises FormatError for a dtype without a name in safetensors, UsageError for an unknown codec.
     """
     array = canonical(array)
-    options = EncodeOptions(fragments=fragments, seed=seed, compression=compression)
+    options = EncodeOptions(fragments, seed, compression, tile, essential, rank, energy, coefficients)
     encoder = begin_encoding(codec, TensorSpec.of(name, array), array, options)
     encoded = sorted((f for part in range(encoder.parts) for f in encoder.encode(part)), key=lambda f: f.index)
     entries = [fragment_entry(f, Digests.of(f.payload)) for f in encoded]

@@ -1,0 +1,70 @@
+"""What rounding does to transforms: keeping numbers in range, and telling when it would be felt."""
+
+from __future__ import annotations
+
+import math
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from holoray.quality import widened
+from holoray.tensor import LARGEST, Array, dtype_name
+
+_UNFELT = 1e-6  # relative errors below this are not told apart
+_BLOCK = 1 << 15
+
+
+def scaling_exponent(array: Array) -> int:
+    """0 for ordinary weights; else the exponent that brings the largest into [.5, 1): squares must not overflow."""
+    largest = float(np.max(np.abs(widened(array.reshape(-1))), initial=0.0))
+    exponent = int(np.frexp(largest)[1])
+    return exponent if largest and not -40 <= exponent <= 40 else 0
+
+
+def scaled(weights: npt.NDArray[np.float32], exponent: int) -> npt.NDArray[np.float32]:
+    """Weights / 2**exponent (the same array for 0)."""
+    return np.ldexp(weights, -exponent) if exponent else weights
+
+
+def through_half(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The float32 values after a way through float16; they must be in its range."""
+    return values.astype(np.float16).astype(np.float32)
+
+
+def store(weights: npt.NDArray[np.float32], out: Array, exponent: int) -> None:
+    """Scale by 2**exponent, clip to finite values of `out`'s dtype, round to nearest even."""
+    largest = LARGEST[dtype_name(out.dtype)]
+    if exponent:
+        weights = np.ldexp(weights.astype(np.float64), exponent)
+    # A subset of coefficients may overshoot the largest weight; infinity would never come back from that.
+    if exponent or out.dtype == np.float16:
+        weights = np.clip(weights, -largest, largest)
+    out[...] = weights
+
+
+def is_faithful(array: Array, shares: npt.NDArray[np.float64], residual: float) -> bool:
+    """Whether rounding partial results to the array's dtype leaves reported quality and relative error true.
+
+    Gains are energies of coefficients; what is handed out is rounded. Rounding adds some eps^2 / 7 of the energy, which
+    must not be felt beside the smallest error that a subset can have (`residual`, and one share missing, unless that is
+    next to nothing); and its correlation with the error, which a few dominating weights could have, must stay below
+    1e-4 of the energy.
+    """
+    eps = float(ml_dtypes.finfo(array.dtype).eps) / 2  # type: ignore[no-untyped-call]
+    if eps < _UNFELT:
+        return True
+    energy, fourth = _moments(array)
+    felt = shares[shares > _UNFELT**2 * energy]
+    least = residual + float(np.min(felt, initial=energy))
+    return eps**2 / 7 * energy <= 0.01 * least and math.sqrt(fourth) * eps <= 1.2e-4 * energy
+
+
+def _moments(array: Array) -> tuple[float, float]:
+    """Sums of the second and the fourth powers."""
+    flat, second, fourth = array.reshape(-1), 0.0, 0.0
+    for start in range(0, flat.size, _BLOCK):
+        squares = np.square(widened(flat[start : start + _BLOCK]), dtype=np.float64)
+        second += float(squares.sum())
+        fourth += float(np.square(squares, out=squares).sum())
+    return second, fourth
