@@ -72,16 +72,6 @@ def finite_energy(array: Array) -> float:
     return total
 
 
-def squared_distance(a: Array, b: Array) -> float:
-    """||a - b||^2 in float64, of two finite floating arrays of one shape."""
-    first, second, total = a.reshape(-1), b.reshape(-1), 0.0
-    for start in range(0, first.size, _ENERGY_BLOCK):
-        block = slice(start, start + _ENERGY_BLOCK)
-        difference = np.subtract(widened(first[block]), widened(second[block]), dtype=np.float64)
-        total += float(np.square(difference, out=difference).sum())
-    return total
-
-
 def widened(values: Array) -> Array:
     """The same values in a dtype that NumPy computes with; bfloat16 by a shift (its cast is ten times slower)."""
     if values.dtype == DTYPES["BF16"]:

@@ -42,12 +42,9 @@ class Deal:
         return self.strips * self.strip
 
     @property
-    def strips_per_group(self) -> int:
-        return max(1, -(-self.strips // MAX_GROUPS))
-
-    @property
     def groups(self) -> int:
-        return -(-self.strips // self.strips_per_group)
+        """Strip s belongs to group s mod `groups`: neighbours, which may hold much together, are levelled apart."""
+        return min(self.strips, MAX_GROUPS)
 
     def rotations(self) -> npt.NDArray[np.int64]:
         """int64[strips]: pseudo-random rotation of each strip (splitmix64 of seed and strip)."""
@@ -58,14 +55,14 @@ class Deal:
 
         Fragment i begins at (offset + i) mod N.
         """
-        of_strip = np.repeat(shifts, self.strips_per_group)[: self.strips]
+        of_strip = np.resize(shifts, self.strips)
         return (-self.rotations() - of_strip) % self.fragments
 
     def last_offset(self, shifts: npt.NDArray[np.int64]) -> int:
         """Offset of fragment 0 in the last strip, without computing the others: `size` may be an absurd claim."""
         last = self.strips - 1
         rotation = int(self._rotations(last, 1)[0])
-        return (-rotation - int(shifts[last // self.strips_per_group])) % self.fragments
+        return (-rotation - int(shifts[last % self.groups])) % self.fragments
 
     def _rotations(self, first: int, count: int) -> npt.NDArray[np.int64]:
         return (splitmix64(self.seed, first, count) % np.uint64(self.fragments)).astype(np.int64)

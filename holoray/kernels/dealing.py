@@ -22,7 +22,7 @@ def level_shifts(exact: Raster, stored: Raster, deal: Deal) -> tuple[Offsets, np
     """
     n = deal.fragments
     gains = np.zeros((deal.groups, n))
-    _add_gains(exact, stored, deal.rotations(), deal.strip, deal.strips_per_group, gains)
+    _add_gains(exact, stored, deal.rotations(), deal.strip, gains)
     tried = np.arange(min(n, _MAX_SHIFTS_TRIED))
     rolled = (np.arange(n)[None, :] - tried[:, None]) % n
     loads = np.zeros(n)
@@ -62,7 +62,7 @@ def scatter(raster: Raster, values: Raster, deal: Deal, offsets: Offsets, fragme
 
 
 @njit(nogil=True, cache=True)
-def _add_gains(exact, stored, rotations, strip, strips_per_group, gains):  # type: ignore[no-untyped-def]
+def _add_gains(exact, stored, rotations, strip, gains):  # type: ignore[no-untyped-def]
     n = gains.shape[1]
     residues = np.empty(n)
     for s in range(rotations.size):
@@ -72,7 +72,7 @@ def _add_gains(exact, stored, rotations, strip, strips_per_group, gains):  # typ
                 value = np.float64(stored[row + i])
                 residues[i] += (2.0 * exact[row + i] - value) * value
         for i in range(n):
-            gains[s // strips_per_group, (i + rotations[s]) % n] += residues[i]
+            gains[s % gains.shape[0], (i + rotations[s]) % n] += residues[i]
 
 
 @njit(nogil=True, cache=True)

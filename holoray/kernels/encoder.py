@@ -64,7 +64,7 @@ class EncodeOptions:
 
 @dataclass(frozen=True, slots=True)
 class EncodedFragment:
-    """A fragment fresh from the encoder: its stored payload and what was measured about it."""
+    """A fragment fresh from the encoder: its stored payload (a memoryview is one of bytes) and what was measured."""
 
     index: int
     layer: int
@@ -73,7 +73,7 @@ class EncodedFragment:
     compression: str
     raw_bytes: int
     gain: float
-    payload: bytes = field(repr=False)
+    payload: bytes | memoryview = field(repr=False)
 
 
 class Encoder(ABC):

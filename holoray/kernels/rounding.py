@@ -8,18 +8,21 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from holoray.quality import widened
+from holoray.kernels.sums import moments
 from holoray.tensor import LARGEST, Array, dtype_name
 
 _UNFELT = 1e-6  # relative errors below this are not told apart
-_BLOCK = 1 << 15
 
 
-def scaling_exponent(array: Array) -> int:
+def scaling_exponent(weights: npt.NDArray[np.float32]) -> int:
     """0 for ordinary weights; else the exponent that brings the largest into [.5, 1): squares must not overflow."""
-    largest = float(np.max(np.abs(widened(array.reshape(-1))), initial=0.0))
-    exponent = int(np.frexp(largest)[1])
-    return exponent if largest and not -40 <= exponent <= 40 else 0
+    exponent = largest_exponent(weights)
+    return 0 if -40 <= exponent <= 40 else exponent
+
+
+def largest_exponent(values: npt.NDArray[np.float32]) -> int:
+    """The exponent e for which the largest of |values| / 2**e is in [.5, 1); 0 for nothing but zeros."""
+    return int(np.frexp(max(float(np.max(values)), -float(np.min(values))))[1])
 
 
 def scaled(weights: npt.NDArray[np.float32], exponent: int) -> npt.NDArray[np.float32]:
@@ -54,17 +57,7 @@ def is_faithful(array: Array, shares: npt.NDArray[np.float64], residual: float) 
     eps = float(ml_dtypes.finfo(array.dtype).eps) / 2  # type: ignore[no-untyped-call]
     if eps < _UNFELT:
         return True
-    energy, fourth = _moments(array)
+    energy, fourth = moments(array)
     felt = shares[shares > _UNFELT**2 * energy]
     least = residual + float(np.min(felt, initial=energy))
     return eps**2 / 7 * energy <= 0.01 * least and math.sqrt(fourth) * eps <= 1.2e-4 * energy
-
-
-def _moments(array: Array) -> tuple[float, float]:
-    """Sums of the second and the fourth powers."""
-    flat, second, fourth = array.reshape(-1), 0.0, 0.0
-    for start in range(0, flat.size, _BLOCK):
-        squares = np.square(widened(flat[start : start + _BLOCK]), dtype=np.float64)
-        second += float(squares.sum())
-        fourth += float(np.square(squares, out=squares).sum())
-    return second, fourth

@@ -18,9 +18,10 @@ from holoray.fragment import NO_PREREQUISITE, FragmentEntry
 from holoray.kernels.accumulator import Accumulator, SharedPart
 from holoray.kernels.dealing import deal_all, gather, level_shifts, scatter
 from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
-from holoray.kernels.rounding import is_faithful, scaled, scaling_exponent, store, through_half
+from holoray.kernels.rounding import is_faithful, largest_exponent, scaled, scaling_exponent, store, through_half
 from holoray.kernels.scratch import Scratch
-from holoray.quality import squared_distance, widened
+from holoray.kernels.sums import squared_distance
+from holoray.quality import widened
 from holoray.tensor import Array, TensorSpec, matrix_shape
 
 _HALF_RANGE = 15  # the largest coefficient in float16 is brought below 2^15: products and sums stay in range
@@ -38,15 +39,16 @@ class TransformEncoder(Encoder):
     def __init__(self, spec: TensorSpec, array: Array, options: EncodeOptions) -> None:
         super().__init__(spec, array, options)
         deal = self._deal = Deal(spec.size, options.fragments, options.seed)
-        exponent = scaling_exponent(array)
+        weights = widened(array.reshape(-1))
+        exponent = scaling_exponent(weights)
         exact = np.zeros(deal.padded, np.float32)
-        exact[: spec.size] = scaled(widened(array.reshape(-1)), exponent)
+        exact[: spec.size] = scaled(weights, exponent)
         raster = exact[: spec.size].reshape(matrix_shape(spec.shape))
         self._forward(raster)
         stored = exact
         if options.coefficients == "float16":
             # Only now is it known how large coefficients are.
-            more = int(np.frexp(np.max(np.abs(raster)))[1]) - _HALF_RANGE
+            more = largest_exponent(raster) - _HALF_RANGE
             np.ldexp(exact, -more, out=exact)
             stored, exponent = through_half(exact), exponent + more
         places = leading(exact[: spec.size], options.essential)
@@ -80,7 +82,7 @@ class TransformEncoder(Encoder):
         raw = np.concatenate([self._head, share]) if self._head.size else share
         name, payload = compress(self.options.compression, raw, MIN_FRAGMENT_SAVING)
         gain = float(self._gains[index])
-        return EncodedFragment(index, 0, index, NO_PREREQUISITE, name, raw.nbytes, gain, bytes(payload))
+        return EncodedFragment(index, 0, index, NO_PREREQUISITE, name, raw.nbytes, gain, memoryview(payload))
 
     def _measure_residual(self, raster: Floats) -> float:
         out = np.empty(raster.shape, self.spec.numpy_dtype)

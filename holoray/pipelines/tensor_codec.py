@@ -87,7 +87,7 @@ def encode_tensor(
     entries = [fragment_entry(f, Digests.of(f.payload)) for f in encoded]
     entry = tensor_entry(encoder, entries, sha256=hashlib.sha256(as_bytes(array).data).digest())
     (entry,) = with_streaming_order([entry])
-    return entry, [Fragment(name, f.index, f.payload) for f in encoded]
+    return entry, [Fragment(name, f.index, bytes(f.payload)) for f in encoded]
 
 
 class TensorDecoder:
