@@ -1,6 +1,7 @@
 """What fragments mean: one file a codec, each with its NumPy oracle."""
 
 from holoray.codecs.base import Codec, FragmentShape
+from holoray.codecs.lowrank import LowRankCodec
 from holoray.codecs.planes import PlanesCodec
 from holoray.codecs.projection import ProjectionCodec
 from holoray.codecs.raw import RawCodec
@@ -10,6 +11,7 @@ from holoray.codecs.spectral import SpectralCodec
 __all__ = [
     "Codec",
     "FragmentShape",
+    "LowRankCodec",
     "PlanesCodec",
     "ProjectionCodec",
     "RawCodec",

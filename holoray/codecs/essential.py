@@ -7,15 +7,12 @@ Stored as `count` positions in raster order (little-endian u32, u64 from 2^32 el
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from holoray.errors import FormatError
-
-VALUE_DTYPES: Final[dict[str, np.dtype[Any]]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
-"""How coefficients and factors may be stored."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from holoray.codecs.registry import register_codec
 from holoray.codecs.transform import TransformCodec
-from holoray.errors import FormatError
 from holoray.tensor import TensorSpec
 
 
@@ -29,10 +28,8 @@ class SpectralCodec(TransformCodec):
 
     tile: int
 
-    def check(self, spec: TensorSpec) -> None:
-        super().check(spec)
-        if self.tile < 0:
-            raise FormatError(f"tensor {spec.name!r} has an impossible spectral configuration", tensor=spec.name)
+    def _is_possible(self, spec: TensorSpec) -> bool:
+        return self.tile >= 0 and super()._is_possible(spec)
 
     def inverse(self, coefficients: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         weights = np.empty_like(coefficients)

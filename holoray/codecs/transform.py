@@ -15,46 +15,30 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from holoray.codecs.base import Codec, FragmentShape
-from holoray.codecs.dealing import MAX_FRAGMENTS, Deal
-from holoray.codecs.essential import VALUE_DTYPES, EssentialPart
+from holoray.codecs.base import FragmentShape
+from holoray.codecs.dealing import Deal
+from holoray.codecs.dealt import DealtCodec
+from holoray.codecs.essential import EssentialPart
 from holoray.errors import FormatError
 from holoray.fragment import NO_PREREQUISITE
-from holoray.tensor import LARGEST, TRANSFORMABLE, Array, TensorSpec, matrix_shape
-
-MAX_EXPONENT: Final = 1100
+from holoray.tensor import Array, TensorSpec, matrix_shape
 
 
 @dataclass(frozen=True)
-class TransformCodec(Codec):
-    """`exponent`: coefficients are stored divided by 2**exponent; `shifts`: base64 of one little-endian u16 a group.
+class TransformCodec(DealtCodec):
+    """`seed` and `shifts` (base64 of one little-endian u16 a group of strips) say how coefficients are dealt."""
 
-    `coefficients` is how they are stored, "float32" or "float16"; `essential` is how many ride in every fragment.
-    """
-
-    fragments: int
     seed: int
-    exponent: int
     shifts: str
-    essential: int
-    coefficients: str
 
     @abstractmethod
     def inverse(self, coefficients: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The weights behind float64[rows, columns] coefficients, same shape."""
-
-    @property
-    def carries_essential(self) -> bool:
-        return self.essential > 0
-
-    @property
-    def value_dtype(self) -> np.dtype[Any]:
-        return VALUE_DTYPES[self.coefficients]
 
     def essential_part(self, size: int) -> EssentialPart:
         return EssentialPart(self.essential, size, self.value_dtype)
@@ -62,14 +46,9 @@ class TransformCodec(Codec):
     def deal(self, size: int) -> Deal:
         return Deal(size, self.fragments, self.seed)
 
-    def check(self, spec: TensorSpec) -> None:
-        if spec.dtype not in TRANSFORMABLE or spec.size == 0:
-            raise FormatError(f"{spec.dtype} tensor {spec.name!r} of {spec.size} elements cannot be {self.name}")
-        possible = 1 <= self.fragments <= MAX_FRAGMENTS and 0 <= self.seed < 1 << 64
-        possible = possible and abs(self.exponent) <= MAX_EXPONENT and self.coefficients in VALUE_DTYPES
-        possible = possible and 0 <= self.essential <= spec.size
-        if not possible or self.group_shifts.size != self.deal(spec.size).groups:
-            raise FormatError(f"tensor {spec.name!r} has an impossible {self.name} configuration", tensor=spec.name)
+    def _is_possible(self, spec: TensorSpec) -> bool:
+        possible = 0 <= self.seed < 1 << 64 and 0 <= self.essential <= spec.size
+        return possible and self.group_shifts.size == self.deal(spec.size).groups
 
     @cached_property
     def group_shifts(self) -> npt.NDArray[np.int64]:
@@ -89,9 +68,6 @@ class TransformCodec(Codec):
             nbytes = head + self.value_dtype.itemsize * deal.count((last + index) % self.fragments)
             yield FragmentShape(index, 0, index, NO_PREREQUISITE, nbytes, nbytes)
 
-    def can_reconstruct(self, spec: TensorSpec, present: frozenset[int]) -> bool:
-        return bool(present)
-
     def decode(self, spec: TensorSpec, payloads: Mapping[int, Any]) -> Array:
         deal, essential = self.deal(spec.size), self.essential_part(spec.size)
         offsets = deal.offsets(self.group_shifts)
@@ -107,10 +83,4 @@ class TransformCodec(Codec):
         if leading is not None:
             coefficients[leading[0].astype(np.int64)] = leading[1]
         weights = self.inverse(coefficients[: spec.size].reshape(matrix_shape(spec.shape)))
-        return rounded(np.ldexp(weights, self.exponent), spec)
-
-
-def rounded(weights: npt.NDArray[np.float64], spec: TensorSpec) -> Array:
-    """Clipped to finite values of the spec's dtype and rounded to it, in its shape."""
-    largest = LARGEST[spec.dtype]
-    return np.clip(weights, -largest, largest).astype(spec.numpy_dtype).reshape(spec.shape)
+        return self._rounded(weights, spec)

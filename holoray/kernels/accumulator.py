@@ -34,8 +34,8 @@ class SharedPart:
 
     @staticmethod
     def state_nbytes(nbytes: int) -> int:
-        """Bytes of memory that hold a part of `nbytes`, rounded up to whole float64."""
-        return _FLAG_BYTES + -(-nbytes // _FLAG_BYTES) * _FLAG_BYTES if nbytes else 0
+        """Bytes of memory for a part of `nbytes` and its flag; none for no part."""
+        return _FLAG_BYTES + nbytes if nbytes else 0
 
     @property
     def held(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from holoray.codecs.base import Codec
 from holoray.codecs.dealing import MAX_FRAGMENTS
-from holoray.codecs.essential import VALUE_DTYPES
+from holoray.codecs.dealt import VALUE_DTYPES
 from holoray.compression import ZSTD, check_name
 from holoray.errors import UsageError
 from holoray.tensor import Array, TensorSpec

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from holoray.codecs.projection import ProjectionCodec
 from holoray.kernels import hadamard
-from holoray.kernels.transform import Floats, TransformAccumulator, TransformEncoder
+from holoray.kernels.dealt import Floats
+from holoray.kernels.transform import TransformAccumulator, TransformEncoder
 
 
 class ProjectionAccumulator(TransformAccumulator):
@@ -25,4 +26,4 @@ class ProjectionEncoder(TransformEncoder):
 
     def _make_codec(self, exponent: int, shifts: str, essential: int) -> ProjectionCodec:
         own = self.options
-        return ProjectionCodec(own.fragments, own.seed, exponent, shifts, essential, own.coefficients)
+        return ProjectionCodec(own.fragments, exponent, essential, own.coefficients, own.seed, shifts)

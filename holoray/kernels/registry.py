@@ -12,6 +12,7 @@ from holoray.errors import UsageError
 from holoray.kernels import dealing, hadamard, planes_decode, planes_encode
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.encoder import EncodeOptions, Encoder
+from holoray.kernels.lowrank import LowRankAccumulator, LowRankEncoder
 from holoray.kernels.planes_decode import PlanesAccumulator
 from holoray.kernels.planes_encode import PlanesEncoder
 from holoray.kernels.projection import ProjectionAccumulator, ProjectionEncoder
@@ -24,12 +25,14 @@ ENCODERS: Final[dict[str, type[Encoder]]] = {
     "planes": PlanesEncoder,
     "spectral": SpectralEncoder,
     "projection": ProjectionEncoder,
+    "lowrank": LowRankEncoder,
 }
 ACCUMULATORS: Final[dict[str, type[Accumulator]]] = {
     "raw": RawAccumulator,
     "planes": PlanesAccumulator,
     "spectral": SpectralAccumulator,
     "projection": ProjectionAccumulator,
+    "lowrank": LowRankAccumulator,
 }
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import scipy.fft
 
 from holoray.codecs.spectral import SpectralCodec, tiles
-from holoray.kernels.transform import Floats, TransformAccumulator, TransformEncoder
+from holoray.kernels.dealt import Floats
+from holoray.kernels.transform import TransformAccumulator, TransformEncoder
 
 
 class SpectralAccumulator(TransformAccumulator):
@@ -32,4 +33,4 @@ class SpectralEncoder(TransformEncoder):
 
     def _make_codec(self, exponent: int, shifts: str, essential: int) -> SpectralCodec:
         own = self.options
-        return SpectralCodec(own.fragments, own.seed, exponent, shifts, essential, own.coefficients, own.tile)
+        return SpectralCodec(own.fragments, exponent, essential, own.coefficients, own.seed, shifts, own.tile)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,20 +12,17 @@ import numpy.typing as npt
 from holoray.codecs.base import Codec
 from holoray.codecs.dealing import Deal
 from holoray.codecs.transform import TransformCodec
-from holoray.compression import MIN_FRAGMENT_SAVING, compress, decompress
-from holoray.fragment import NO_PREREQUISITE, FragmentEntry
-from holoray.kernels.accumulator import Accumulator, SharedPart
+from holoray.compression import MIN_FRAGMENT_SAVING, compress
+from holoray.fragment import NO_PREREQUISITE
 from holoray.kernels.dealing import deal_all, gather, level_shifts, scatter
+from holoray.kernels.dealt import DealtAccumulator, Floats
 from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
 from holoray.kernels.rounding import is_faithful, largest_exponent, scaled, scaling_exponent, store, through_half
-from holoray.kernels.scratch import Scratch
 from holoray.kernels.sums import squared_distance
 from holoray.quality import widened
 from holoray.tensor import Array, TensorSpec, matrix_shape
 
 _HALF_RANGE = 15  # the largest coefficient in float16 is brought below 2^15: products and sums stay in range
-
-Floats = npt.NDArray[np.float32]
 
 
 class TransformEncoder(Encoder):
@@ -110,25 +106,16 @@ def _gain(exact: Floats, stored: Floats) -> float:
     return float(((2.0 * exact - wide) * wide).sum())
 
 
-class TransformAccumulator(Accumulator):
-    """Its state are the coefficients (float32, whole strips); a fragment fills its own places, so order is free.
-
-    The essential coefficients lie beside them: they are laid over the raster when it is turned into weights.
-    """
+class TransformAccumulator(DealtAccumulator):
+    """Its state are the coefficients (whole strips) in raster order, and the essential part as it is stored."""
 
     codec: TransformCodec
-    needs_finalize = True
 
     def __init__(self, spec: TensorSpec, codec: Codec, out: Array, memory: npt.NDArray[np.uint8] | None = None) -> None:
-        super().__init__(spec, codec, out)
+        super().__init__(spec, codec, out, memory)
         self._deal = self.codec.deal(spec.size)
         self._offsets = self._deal.offsets(self.codec.group_shifts)
         self._layout = self.codec.essential_part(spec.size)
-        memory = np.zeros(self.state_nbytes(spec, codec), np.uint8) if memory is None else memory
-        raster_at = memory.size - 4 * self._deal.padded
-        self._essential = SharedPart(memory[:raster_at], self._layout.nbytes)
-        self._raster = memory[raster_at:].view(np.float32)
-        self._held = np.zeros(self.codec.fragments, np.uint8)
 
     @staticmethod
     @abstractmethod
@@ -136,54 +123,27 @@ class TransformAccumulator(Accumulator):
         """The weights behind float32[rows, columns] coefficients, as a new array."""
 
     @classmethod
-    def state_nbytes(cls, spec: TensorSpec, codec: Codec) -> int:
+    def state_sizes(cls, spec: TensorSpec, codec: Codec) -> tuple[int, int]:
         assert isinstance(codec, TransformCodec)
-        return SharedPart.state_nbytes(codec.essential_part(spec.size).nbytes) + 4 * codec.deal(spec.size).padded
+        return codec.essential_part(spec.size).nbytes, codec.deal(spec.size).padded
 
-    def slot_range(self, slot: int) -> None:
-        return None
-
-    def resume(self, slot: int, layers: int) -> None:
-        self._held[slot] = min(layers, 1)
-
-    def slot_nbytes(self, slot: int) -> int:
-        share = self._deal.count((int(self._offsets[-1]) + slot) % self._deal.fragments)
-        return self._layout.nbytes + 4 * share
-
-    def read_slot(self, slot: int) -> npt.NDArray[np.uint8]:
-        share = gather(self._raster, self._deal, self._offsets, slot).view(np.uint8)
-        return np.concatenate([self._essential.content, share])
-
-    def write_slot(self, slot: int, content: npt.NDArray[Any]) -> None:
+    def _parse(self, raw: Any) -> tuple[npt.NDArray[np.uint8], Floats]:
+        self._layout.parse(raw)
         head = self._layout.nbytes
-        self._essential.put(content[:head])
-        self._scatter(slot, np.frombuffer(content[head:].tobytes(), np.float32))
+        values = np.frombuffer(raw, self.codec.value_dtype, offset=head)
+        return np.frombuffer(raw, np.uint8, head), values.astype(np.float32, copy=False)
 
-    def decompress(self, entries: Sequence[FragmentEntry], payloads: Sequence[Any], scratch: Scratch) -> Any:
-        return decompress(entries[0].compression, payloads[0], entries[0].raw_bytes)
-
-    def accumulate(self, slot: int, decompressed: Any, scratch: Scratch) -> None:
-        head = self._layout.nbytes
-        self._layout.parse(decompressed)  # before anything of it is used
-        self._essential.put(np.frombuffer(decompressed, np.uint8, head))
-        values = np.frombuffer(decompressed, self.codec.value_dtype, offset=head)
-        self._scatter(slot, values.astype(np.float32, copy=False))
+    def _gather(self, slot: int) -> Floats:
+        return gather(self._numbers, self._deal, self._offsets, slot)
 
     def _scatter(self, slot: int, values: Floats) -> None:
-        scatter(self._raster, values, self._deal, self._offsets, slot)
-        self._held[slot] = 1
+        scatter(self._numbers, values, self._deal, self._offsets, slot)
 
     def finalize(self) -> None:
-        shape = matrix_shape(self.spec.shape)
-        raster = self._raster[: self.spec.size]
+        raster = self._numbers[: self.spec.size]
         if self._essential.held:
             positions, values = self._layout.parse(self._essential.content)
-            raster = raster.copy()  # the state stays as it was accumulated: disjoint slots
+            raster = raster.copy()
             raster[positions] = values
+        shape = matrix_shape(self.spec.shape)
         store(self.inverse(self.codec, raster.reshape(shape)), self.out.reshape(shape), self.codec.exponent)
-
-    def state(self) -> dict[str, Array]:
-        return {"held": self._held, "coefficients": self._raster.view(np.uint32)}
-
-    def essential(self) -> SharedPart:
-        return self._essential
