@@ -39,6 +39,10 @@ class DealtCodec(Codec):
     def value_dtype(self) -> np.dtype[Any]:
         return VALUE_DTYPES[self.coefficients]
 
+    @abstractmethod
+    def essential_nbytes(self, spec: TensorSpec) -> int:
+        """Stored bytes of the essential part, before compression."""
+
     def can_reconstruct(self, spec: TensorSpec, present: frozenset[int]) -> bool:
         return bool(present)
 

@@ -39,6 +39,9 @@ class LowRankCodec(DealtCodec):
         """Numbers of a term: rows + columns."""
         return sum(matrix_shape(spec.shape))
 
+    def essential_nbytes(self, spec: TensorSpec) -> int:
+        return self.essential * self.width(spec) * self.value_dtype.itemsize
+
     def factor_nbytes(self, spec: TensorSpec) -> int:
         """Bytes of all terms, each counted once."""
         return self.rank * self.width(spec) * self.value_dtype.itemsize

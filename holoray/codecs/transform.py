@@ -43,6 +43,9 @@ class TransformCodec(DealtCodec):
     def essential_part(self, size: int) -> EssentialPart:
         return EssentialPart(self.essential, size, self.value_dtype)
 
+    def essential_nbytes(self, spec: TensorSpec) -> int:
+        return self.essential_part(spec.size).nbytes
+
     def deal(self, size: int) -> Deal:
         return Deal(size, self.fragments, self.seed)
 
@@ -63,7 +66,7 @@ class TransformCodec(DealtCodec):
     def shapes(self, spec: TensorSpec) -> Iterator[FragmentShape]:
         deal = self.deal(spec.size)
         last = deal.last_offset(self.group_shifts)
-        head = self.essential_part(spec.size).nbytes
+        head = self.essential_nbytes(spec)
         for index in range(self.fragments):
             nbytes = head + self.value_dtype.itemsize * deal.count((last + index) % self.fragments)
             yield FragmentShape(index, 0, index, NO_PREREQUISITE, nbytes, nbytes)

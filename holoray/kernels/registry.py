@@ -39,7 +39,7 @@ ACCUMULATORS: Final[dict[str, type[Accumulator]]] = {
 def check_codec_name(codec: str) -> str:
     """Return the name unchanged; raises UsageError for one that nobody registered."""
     if codec not in ENCODERS:
-        raise UsageError(f"unknown codec {codec!r}", hint=f"choose one of {', '.join(ENCODERS)}")
+        raise UsageError(f"unknown codec {codec!r}", hint=f"choose one of {', '.join(ENCODERS)}, auto")
     return codec
 
 
