@@ -78,9 +78,9 @@ def mean_quality(entry: TensorEntry) -> float:
 
 def _rivals(spec: TensorSpec, array: Array, options: EncodeOptions, most: float) -> Iterator[Encoder]:
     """Encoders that might be better, of those that are true about partial loads and end well enough."""
-    if not suits_transforms(array):
+    allowed = MAX_ERROR**2 * moments(array)[0] if suits_transforms(array) else 0.0
+    if not allowed:  # a tensor of zeros has no quality to tell codecs apart by
         return
-    allowed = MAX_ERROR**2 * moments(array)[0]
     spectral = make_encoder("spectral", spec, array, options)
     if spectral.faithful and spectral.residual <= allowed:
         yield spectral
@@ -101,10 +101,7 @@ def _lowrank_could_win(spec: TensorSpec, array: Array, options: EncodeOptions, m
     if rank == 0:
         return False
     matrix = widened(array.reshape(rows, columns)).astype(np.float64)
-    largest = float(np.max(np.abs(matrix)))
-    if largest == 0.0:
-        return False
-    matrix /= largest
+    matrix /= np.max(np.abs(matrix))
     held = probed_energy(matrix if rows >= columns else matrix.T, rank, options.seed) / float(np.square(matrix).sum())
     return mean_bound(min(1.0, _PROBE_MISSES * held), rank / affordable) > most
 
