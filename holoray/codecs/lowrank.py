@@ -70,7 +70,7 @@ class LowRankCodec(DealtCodec):
             values = np.frombuffer(payload, self.value_dtype)
             if values.size != len(own) * (rows + columns):
                 raise FormatError(f"lowrank fragment {index} of {spec.name!r} has {values.size} numbers")
-            held |= dict(zip(own, values.astype(np.float64).reshape(len(own), -1), strict=True))
+            held |= dict(zip(own, values.astype(np.float64).reshape(len(own), rows + columns), strict=True))
         for term in held.values():
             weights += np.multiply.outer(term[:rows], term[rows:])
         return self._rounded(weights, spec)
