@@ -1,4 +1,4 @@
-"""`spectral` and `projection` beside scipy's own DCT of the same matrix; one thread, CPU time."""
+"""`spectral` and `projection` beside scipy's DCT, `lowrank` beside NumPy's SVD of the same matrix."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from holoray.tensor import Array, TensorSpec
 
 
 def measure(repeat: int, side: int = 4096) -> Iterator[Row]:
-    """Rows for encode and decode of a side x side matrix, f32 and bf16."""
+    """Rows for encode and decode of a side x side matrix, f32 and bf16; one thread, CPU time."""
     weights = np.random.default_rng(0).standard_normal((side, side), np.float32)
     dctn = partial(scipy.fft.dctn, weights, type=2, norm="ortho", workers=1)
     for codec in ("spectral", "projection"):
@@ -43,8 +43,20 @@ def measure(repeat: int, side: int = 4096) -> Iterator[Row]:
                 )
 
 
-def _encode(codec: str, spec: TensorSpec, array: Array) -> tuple[Codec, list[EncodedFragment]]:
-    encoder = make_encoder(codec, spec, array, EncodeOptions())
+def measure_lowrank(repeat: int) -> Iterator[Row]:
+    """Rows for encode, gains and residual measured, on one thread; the SVD with all of BLAS's threads."""
+    for rows, columns, rank in ((512, 512, 0), (1024, 1024, 0), (1024, 4096, 0), (1024, 4096, 32)):
+        weights = np.random.default_rng(0).standard_normal((rows, columns), np.float32)
+        encode = partial(_encode, "lowrank", TensorSpec.of("w", weights), weights, EncodeOptions(rank=rank))
+        svd = partial(np.linalg.svd, weights, full_matrices=False)
+        name = f"lowrank: encode {rows} x {columns}, {f'rank {rank}' if rank else 'full rank'}"
+        yield beside(name, weights.nbytes, encode, svd, repeat, to="numpy's SVD", aim=">= 1")
+
+
+def _encode(
+    codec: str, spec: TensorSpec, array: Array, options: EncodeOptions | None = None
+) -> tuple[Codec, list[EncodedFragment]]:
+    encoder = make_encoder(codec, spec, array, options or EncodeOptions())
     return encoder.codec, encoder.encode(0)
 
 

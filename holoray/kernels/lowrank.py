@@ -16,7 +16,7 @@ from holoray.kernels.blas import one_blas_thread
 from holoray.kernels.dealt import DealtAccumulator, Floats
 from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
 from holoray.kernels.factors import Matrix, leading_directions
-from holoray.kernels.rounding import is_faithful, scaled, scaling_exponent, store
+from holoray.kernels.rounding import is_faithful, least_error, scaled, scaling_exponent, store
 from holoray.kernels.sums import moments, squared_distance
 from holoray.quality import widened
 from holoray.tensor import Array, TensorSpec, matrix_shape
@@ -62,9 +62,9 @@ class LowRankEncoder(Encoder):
     def _adds_up(self, array: Array) -> bool:
         """Whether rounding left the terms so orthogonal that what they gain together is the sum of their gains."""
         energy = moments(array)[0]
-        together = energy - self.residual
-        overlap = abs(math.fsum((self.essential_gain, *self._gains)) - together)
-        return overlap <= max(0.01 * (self.residual + min(self._gains)), _UNFELT * energy)
+        overlap = math.fsum((self.essential_gain, *self._gains, self.residual, -energy))
+        allowed = 0.01 * least_error(np.array(self._gains), self.residual, energy)
+        return abs(overlap) <= max(allowed, _UNFELT * energy)
 
     def encode(self, part: int) -> list[EncodedFragment]:
         return [self._fragment(index) for index in range(self.options.fragments)]

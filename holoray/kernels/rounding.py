@@ -50,14 +50,17 @@ def is_faithful(array: Array, shares: npt.NDArray[np.float64], residual: float) 
     """Whether rounding partial results to the array's dtype leaves reported quality and relative error true.
 
     Gains are energies of coefficients; what is handed out is rounded. Rounding adds some eps^2 / 7 of the energy, which
-    must not be felt beside the smallest error that a subset can have (`residual`, and one share missing, unless that is
-    next to nothing); and its correlation with the error, which a few dominating weights could have, must stay below
-    1e-4 of the energy.
+    must not be felt beside the smallest error that a subset can have; and its correlation with the error, which a few
+    dominating weights could have, must stay below 1e-4 of the energy.
     """
     eps = float(ml_dtypes.finfo(array.dtype).eps) / 2  # type: ignore[no-untyped-call]
     if eps < _UNFELT:
         return True
     energy, fourth = moments(array)
-    felt = shares[shares > _UNFELT**2 * energy]
-    least = residual + float(np.min(felt, initial=energy))
+    least = least_error(shares, residual, energy)
     return eps**2 / 7 * energy <= 0.01 * least and math.sqrt(fourth) * eps <= 1.2e-4 * energy
+
+
+def least_error(shares: npt.NDArray[np.float64], residual: float, energy: float) -> float:
+    """The smallest squared error of a partial result: one share missing, of those that are felt at all."""
+    return residual + float(np.min(shares[shares > _UNFELT**2 * energy], initial=energy))
