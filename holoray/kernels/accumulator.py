@@ -136,8 +136,8 @@ class Accumulator(ABC):
         mine, theirs = self.state(), other.state()
         if np.any((mine["held"] != 0) & (theirs["held"] != 0)):
             raise UsageError(f"both accumulators of {self.spec.name!r} hold the same slot", tensor=self.spec.name)
-        for key, array in theirs.items():
-            np.add(mine[key], array, out=mine[key])
         own, others = self.essential(), other.essential()
         if own is not None and others is not None and others.held:
             own.put(others.content)
+        for key, array in theirs.items():
+            np.add(mine[key], array, out=mine[key])

@@ -16,14 +16,13 @@ from holoray.kernels.blas import one_blas_thread
 from holoray.kernels.dealt import DealtAccumulator, Floats
 from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
 from holoray.kernels.factors import Matrix, leading_directions
-from holoray.kernels.rounding import is_faithful, least_error, scaled, scaling_exponent, store
+from holoray.kernels.rounding import UNFELT, is_faithful, least_error, scaled, scaling_exponent, store
 from holoray.kernels.sums import moments, squared_distance
 from holoray.quality import widened
 from holoray.tensor import Array, TensorSpec, matrix_shape
 
 # Factors are balanced, so their numbers are at most the root of the largest singular value: below 2^15 for float16.
 _HALF_RANGE: Final = 29
-_UNFELT: Final = 1e-12  # of the energy: the square of a relative error that is not told apart from none
 _SMALLEST_SHARE: Final = 1e-16  # of the largest energy: below it, eigenvalues are noise
 # Of the energy: terms that all together hold less are left out. Beside the rounding of the others they are not felt,
 # and where a matrix has a lower rank than its shape allows, they would be nothing but that rounding.
@@ -64,7 +63,7 @@ class LowRankEncoder(Encoder):
         energy = moments(array)[0]
         overlap = math.fsum((self.essential_gain, *self._gains, self.residual, -energy))
         allowed = 0.01 * least_error(np.array(self._gains), self.residual, energy)
-        return abs(overlap) <= max(allowed, _UNFELT * energy)
+        return abs(overlap) <= max(allowed, UNFELT**2 * energy)
 
     def encode(self, part: int) -> list[EncodedFragment]:
         return [self._fragment(index) for index in range(self.options.fragments)]
@@ -115,7 +114,7 @@ def _leading(energies: npt.NDArray[np.float64], wanted: float) -> int:
 
 def _sum(terms: Floats, rows: int) -> Floats:
     """The sum of the terms [rank, rows + columns], as a matrix."""
-    with one_blas_thread():
+    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):  # whoever sealed a store may write anything
         weights: Floats = terms[:, :rows].T @ terms[:, rows:]
     return weights
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from holoray.kernels.sums import moments
 from holoray.tensor import LARGEST, Array, dtype_name
 
-_UNFELT = 1e-6  # relative errors below this are not told apart
+UNFELT = 1e-6
+"""Relative errors below this are not told apart."""
 
 
 def scaling_exponent(weights: npt.NDArray[np.float32]) -> int:
@@ -39,7 +40,8 @@ def store(weights: npt.NDArray[np.float32], out: Array, exponent: int) -> None:
     """Scale by 2**exponent, clip to finite values of `out`'s dtype, round to nearest even."""
     largest = LARGEST[dtype_name(out.dtype)]
     if exponent:
-        weights = np.ldexp(weights.astype(np.float64), exponent)
+        with np.errstate(over="ignore"):
+            weights = np.ldexp(weights.astype(np.float64), exponent)
     # A subset of coefficients may overshoot the largest weight; infinity would never come back from that.
     if exponent or out.dtype == np.float16:
         weights = np.clip(weights, -largest, largest)
@@ -54,7 +56,7 @@ def is_faithful(array: Array, shares: npt.NDArray[np.float64], residual: float) 
     dominating weights could have, must stay below 1e-4 of the energy.
     """
     eps = float(ml_dtypes.finfo(array.dtype).eps) / 2  # type: ignore[no-untyped-call]
-    if eps < _UNFELT:
+    if eps < UNFELT:
         return True
     energy, fourth = moments(array)
     least = least_error(shares, residual, energy)
@@ -63,4 +65,4 @@ def is_faithful(array: Array, shares: npt.NDArray[np.float64], residual: float) 
 
 def least_error(shares: npt.NDArray[np.float64], residual: float, energy: float) -> float:
     """The smallest squared error of a partial result: one share missing, of those that are felt at all."""
-    return residual + float(np.min(shares[shares > _UNFELT**2 * energy], initial=energy))
+    return residual + float(np.min(shares[shares > UNFELT**2 * energy], initial=energy))

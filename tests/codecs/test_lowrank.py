@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -150,6 +153,26 @@ def test_sums_of_terms_do_not_depend_on_the_thread() -> None:
     for _ in range(2):
         np.testing.assert_array_equal(in_a_thread(lambda: lowrank._sum(terms, 100)), expected)
         np.testing.assert_array_equal(lowrank._sum(terms, 100), expected)
+
+
+def test_stores_do_not_depend_on_the_threads_of_blas() -> None:
+    code = (
+        "import numpy as np, holoray\n"
+        "w = np.random.default_rng(0).standard_normal((300, 400)).astype(np.float32)\n"
+        "print(holoray.encode({'w': w}, holoray.MemoryStore(), codec='lowrank', coefficients='float16').root)"
+    )
+    roots = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": threads},
+        ).stdout
+        for threads in ("1", "2")
+    ]
+    assert roots[0].startswith("sha256:")
+    assert roots[0] == roots[1]
 
 
 def in_a_thread(work: Callable[[], Any]) -> Any:
