@@ -16,7 +16,7 @@ from matrices import gaussian, smooth, with_singular_values
 from holoray.codecs import get_codec
 from holoray.codecs.essential import EssentialPart
 from holoray.errors import FormatError, IntegrityError
-from holoray.fragment import Fragment, TensorEntry
+from holoray.fragment import Fragment, FragmentEntry, TensorEntry
 from holoray.integrity import Digests
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.registry import make_accumulator
@@ -25,7 +25,7 @@ from holoray.kernels.transform import leading
 from holoray.pipelines.ledger import QualityLedger
 from holoray.pipelines.plan import with_streaming_order
 from holoray.pipelines.tensor_codec import TensorDecoder, encode_tensor
-from holoray.tensor import Array
+from holoray.tensor import Array, TensorSpec
 
 N = 8
 DEALT = ("spectral", "projection", "lowrank")
@@ -115,7 +115,10 @@ def test_combined_it_comes_from_one_owner(codec: str) -> None:
     one, other, empty = (accumulated(entry, fragments, i) for i in ([0, 3], [1], []))
     whole = accumulated(entry, fragments, [0, 1, 3])
     for accumulator in (one, other, whole):
+        before = {key: array.copy() for key, array in accumulator.state().items()}
         accumulator.finalize()
+        for key, array in accumulator.state().items():
+            np.testing.assert_array_equal(array, before[key])
     empty.combine(one)
     empty.combine(other)
     one.combine(other)
@@ -126,18 +129,25 @@ def test_combined_it_comes_from_one_owner(codec: str) -> None:
             np.testing.assert_array_equal(array, whole.state()[key])
 
 
+def plain_entry(name: str, gains: list[float], essential_gain: float = 0.0) -> TensorEntry:
+    """A tensor whose fragments have 10 bytes each."""
+    fragments = tuple(FragmentEntry(i, 0, i, -1, "none", 10, 10, g, 0, bytes(32)) for i, g in enumerate(gains))
+    return TensorEntry(TensorSpec(name, "F32", (4,)), "x", {}, 0.0, False, bytes(32), fragments, essential_gain)
+
+
 def test_the_first_fragment_of_a_tensor_streams_early() -> None:
-    """Two tensors: the essential parts come before anything else, then the plan goes on by gain per byte."""
-    small = encode_tensor(gaussian((64, 64)), "spectral", essential=0.5, name="a")[0]
-    large = encode_tensor(10 * gaussian((64, 64), 1), "spectral", essential=0.5, name="b")[0]
-    tensors = with_streaming_order([small, large])
-    order = sorted((f.order, t.name, f.index) for t in tensors for f in t.fragments)
-    assert [name for _, name, _ in order] == ["b"] * N + ["a"] * N
+    """With its essential gain it beats what the others gain; these wait for their turn."""
+    entries = (plain_entry("a", [1.0, 2.0, 1.5], 100.0), plain_entry("b", [5.0, 6.0]))
+    tensors = with_streaming_order(entries)
+    order = [
+        (name, index) for _, name, index in sorted((f.order, t.name, f.index) for t in tensors for f in t.fragments)
+    ]
+    assert order == [("a", 1), ("b", 1), ("b", 0), ("a", 2), ("a", 0)]
+    assert [f.gain for t in tensors for f in t.fragments] == [1.0, 2.0, 1.5, 5.0, 6.0]
+    assert [t.essential_gain for t in tensors] == [100.0, 0.0]
     ledger = QualityLedger(tensors)
-    ledger.add(1, order[0][2])
-    assert ledger.quality.ratio > 0.5
-    assert [f.gain for t in tensors for f in t.fragments] == [f.gain for t in (small, large) for f in t.fragments]
-    assert tensors[0].essential_gain == small.essential_gain
+    ledger.add(0, 1)
+    assert ledger.quality.ratio == pytest.approx(102.0 / 115.5)
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=30), st.floats(0, 0.99))
