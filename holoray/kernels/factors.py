@@ -35,9 +35,13 @@ def leading_directions(matrix: Matrix, rank: int, seed: int) -> tuple[npt.NDArra
 
 
 def probed_energy(matrix: Matrix, rank: int, seed: int) -> float:
-    """The energy that randomly probed directions hold, of a matrix with no more columns than rows: a cheap guess."""
+    """About the energy of the best `rank` terms, of a matrix with no more columns than rows: cheap, random.
+
+    A few more directions than `rank` are probed, once: they held at least four fifths of it in every spectrum tried.
+    """
+    count = min(rank + _OVERSAMPLING, matrix.shape[1])
     with one_blas_thread():
-        projected = matrix @ _range_basis(matrix, min(rank, matrix.shape[1]), seed, 0)
+        projected = matrix @ _range_basis(matrix, count, seed, 0)
     return float(np.square(projected).sum())
 
 

@@ -39,22 +39,14 @@ class LowRankEncoder(Encoder):
         super().__init__(spec, array, options)
         weights = widened(array.reshape(matrix_shape(spec.shape)))
         exponent = scaling_exponent(weights)
-        matrix = scaled(weights, exponent).astype(np.float64)
-        energy = moments(scaled(weights, exponent))[0]
-        wide = matrix.shape[1] > matrix.shape[0]
-        terms, gains, more = _terms(matrix.T if wide else matrix, energy, options)
-        if wide:
-            split = matrix.shape[1]
-            terms = np.concatenate([terms[:, split:], terms[:, :split]], axis=1)
-        essential = _leading(gains, options.essential * energy)
-        exponent += more
-        self.codec = LowRankCodec(options.fragments, exponent, essential, options.coefficients, len(terms))
-        self._terms = terms
-        gains = np.ldexp(gains, 2 * (exponent - more))
+        self._terms, gains, more = _decompose(scaled(weights, exponent), options)
+        gains = np.ldexp(gains, 2 * exponent)
+        essential = _leading(gains, options.essential * moments(array)[0])
+        self.codec = LowRankCodec(options.fragments, exponent + more, essential, options.coefficients, len(self._terms))
         self.essential_gain = math.fsum(gains[:essential])
         self._gains = [math.fsum(gains[self.codec.terms(i)]) for i in range(options.fragments)]
         out = np.empty(weights.shape, spec.numpy_dtype)
-        store(_sum(terms.astype(np.float32), weights.shape[0]), out, exponent)
+        store(_sum(self._terms.astype(np.float32), weights.shape[0]), out, self.codec.exponent)
         self.residual = squared_distance(out, array)
         self.faithful = is_faithful(array, np.array(self._gains), self.residual) and self._adds_up(array)
 
@@ -75,6 +67,16 @@ class LowRankEncoder(Encoder):
         return EncodedFragment(
             index, 0, index, NO_PREREQUISITE, name, raw.nbytes, self._gains[index], memoryview(payload)
         )
+
+
+def _decompose(weights: Floats, options: EncodeOptions) -> tuple[npt.NDArray[Any], Matrix, int]:
+    """What `_terms` gives, for a matrix of any shape."""
+    matrix, energy = weights.astype(np.float64), moments(weights)[0]
+    rows, columns = matrix.shape
+    if columns <= rows:
+        return _terms(matrix, energy, options)
+    terms, gains, more = _terms(matrix.T, energy, options)
+    return np.concatenate([terms[:, columns:], terms[:, :columns]], axis=1), gains, more
 
 
 def _terms(matrix: Matrix, energy: float, options: EncodeOptions) -> tuple[npt.NDArray[Any], Matrix, int]:

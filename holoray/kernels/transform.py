@@ -34,32 +34,36 @@ class TransformEncoder(Encoder):
 
     def __init__(self, spec: TensorSpec, array: Array, options: EncodeOptions) -> None:
         super().__init__(spec, array, options)
-        deal = self._deal = Deal(spec.size, options.fragments, options.seed)
-        weights = widened(array.reshape(-1))
-        exponent = scaling_exponent(weights)
-        exact = np.zeros(deal.padded, np.float32)
-        exact[: spec.size] = scaled(weights, exponent)
-        raster = exact[: spec.size].reshape(matrix_shape(spec.shape))
-        self._forward(raster)
+        self._deal = Deal(spec.size, options.fragments, options.seed)
+        exact, exponent = self._coefficients()
         stored = exact
         if options.coefficients == "float16":
             # Only now is it known how large coefficients are.
-            more = largest_exponent(raster) - _HALF_RANGE
+            more = largest_exponent(exact) - _HALF_RANGE
             np.ldexp(exact, -more, out=exact)
             stored, exponent = through_half(exact), exponent + more
         places = leading(exact[: spec.size], options.essential)
-        values, gain = stored[places], _gain(exact[places], stored[places])
-        self._shared = stored
-        if places.size:
-            self._shared = stored.copy()
-            self._shared[places] = 0.0
-        shifts, gains = level_shifts(exact, self._shared, deal)
+        self._shared = _without(stored, places)
+        shifts, gains = level_shifts(exact, self._shared, self._deal)
         self.codec = self._make_codec(exponent, base64.b64encode(shifts.astype("<u2").tobytes()).decode(), places.size)
-        self._head = self.codec.essential_part(spec.size).pack(places, values)
-        self.essential_gain = float(np.ldexp(gain, 2 * exponent))
+        self._head = self.codec.essential_part(spec.size).pack(places, stored[places])
+        self.essential_gain = float(np.ldexp(_gain(exact[places], stored[places]), 2 * exponent))
         self._gains = np.ldexp(gains, 2 * exponent)
-        self.residual = self._measure_residual(stored[: spec.size].reshape(raster.shape))
+        self.residual = self._measure_residual(stored)
         self.faithful = is_faithful(array, self._gains, self.residual)
+
+    def _coefficients(self) -> tuple[Floats, int]:
+        """float32[padded] coefficients in raster order, and the exponent that they were divided by."""
+        weights = widened(self.array.reshape(-1))
+        exponent = scaling_exponent(weights)
+        out = np.zeros(self._deal.padded, np.float32)
+        out[: weights.size] = scaled(weights, exponent)
+        self._forward(self._raster(out))
+        return out, exponent
+
+    def _raster(self, coefficients: Floats) -> Floats:
+        """float32[rows, columns]: a view without the padding."""
+        return coefficients[: self.spec.size].reshape(matrix_shape(self.spec.shape))
 
     @abstractmethod
     def _forward(self, raster: Floats) -> None:
@@ -80,9 +84,9 @@ class TransformEncoder(Encoder):
         gain = float(self._gains[index])
         return EncodedFragment(index, 0, index, NO_PREREQUISITE, name, raw.nbytes, gain, memoryview(payload))
 
-    def _measure_residual(self, raster: Floats) -> float:
-        out = np.empty(raster.shape, self.spec.numpy_dtype)
-        store(self.accumulator.inverse(self.codec, raster), out, self.codec.exponent)
+    def _measure_residual(self, stored: Floats) -> float:
+        out = np.empty(matrix_shape(self.spec.shape), self.spec.numpy_dtype)
+        store(self.accumulator.inverse(self.codec, self._raster(stored)), out, self.codec.exponent)
         return squared_distance(out, self.array)
 
 
@@ -99,6 +103,15 @@ def leading(values: Floats, share: float) -> npt.NDArray[np.int64]:
     least = falling[count - 1]
     larger = np.flatnonzero(sizes > least)
     return np.sort(np.concatenate([larger, np.flatnonzero(sizes == least)[: count - larger.size]]))
+
+
+def _without(values: Floats, places: npt.NDArray[np.int64]) -> Floats:
+    """The values with zeros at some places (the same array if there are none)."""
+    if places.size == 0:
+        return values
+    out = values.copy()
+    out[places] = 0.0
+    return out
 
 
 def _gain(exact: Floats, stored: Floats) -> float:

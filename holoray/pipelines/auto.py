@@ -24,7 +24,7 @@ from holoray.tensor import Array, TensorSpec, matrix_shape
 MAX_ERROR: Final = 1e-5
 """Relative error that a choice of ours may leave when everything is there."""
 _PROBED: Final = 4  # the share of the affordable rank that is probed: a quarter
-_PROBE_MISSES: Final = 1.25  # random probes find at least four fifths of what the best terms hold
+_PROBE_MISSES: Final = 1.25  # probes find at least four fifths of what the best terms hold
 _NO_DIGESTS: Final = Digests(0, bytes(32))
 
 

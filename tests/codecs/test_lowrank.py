@@ -110,6 +110,25 @@ def test_random_probes_find_the_leading_terms() -> None:
     assert encode_tensor(array, "lowrank", rank=10, seed=1)[0].fragments[0].sha256 != entry.fragments[0].sha256
 
 
+SPECTRA = {
+    "slow": falling(256, 0.25),
+    "1/i^.5": falling(256, 0.5),
+    "1/i": falling(256, 1),
+    ".97^i": 0.97 ** np.arange(256),
+    "a step": np.where(np.arange(256) < 40, 2.0, 1.0),
+    "flat": np.ones(256),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_probes_find_four_fifths(name: str) -> None:
+    """What the bound of `auto` relies on."""
+    values = SPECTRA[name]
+    matrix = with_singular_values(256, 256, values).astype(np.float64)
+    for rank in (1, 4, 16, 64):
+        assert factors.probed_energy(matrix, rank, rank) >= 0.8 * float(np.sum(values[:rank] ** 2))
+
+
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 60))
 def test_snake_wise_dealing(fragments: int, rank: int, essential: int) -> None:
     codec = LowRankCodec(fragments, 0, min(essential, rank), "float32", rank)
