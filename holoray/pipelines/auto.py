@@ -14,8 +14,8 @@ from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
 from holoray.kernels.factors import probed_energy
 from holoray.kernels.registry import make_encoder
 from holoray.kernels.sums import moments
+from holoray.pipelines.curve import curve_of
 from holoray.pipelines.entries import fragment_entry, tensor_entry
-from holoray.pipelines.ledger import QualityLedger
 from holoray.pipelines.plan import with_streaming_order
 from holoray.pipelines.policy import suits_transforms
 from holoray.quality import widened
@@ -65,15 +65,10 @@ def best_encoding(spec: TensorSpec, array: Array, options: EncodeOptions) -> Enc
 
 def mean_quality(entry: TensorEntry) -> float:
     """Mean of the quality over the bytes read, in streaming order, up to the tensor's own size; 0 before the first."""
-    (entry,) = with_streaming_order([entry])
-    ledger, size = QualityLedger([entry]), entry.spec.nbytes
-    area, before = 0.0, 0
-    for fragment in sorted(entry.fragments, key=lambda f: f.order):
-        end = min(before + fragment.stored_bytes, size)
-        area += ledger.quality.ratio * (end - before)
-        before = end
-        ledger.add(0, fragment.index)
-    return (area + ledger.quality.ratio * (size - before)) / size
+    points = curve_of(*with_streaming_order([entry])).points
+    size = entry.spec.nbytes
+    ends = [min(point.bytes, size) for point in points[1:]] + [size]
+    return sum(p.quality * (end - min(p.bytes, size)) for p, end in zip(points, ends, strict=True)) / size
 
 
 def _rivals(spec: TensorSpec, array: Array, options: EncodeOptions, most: float) -> Iterator[Encoder]:

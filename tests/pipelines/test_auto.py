@@ -74,7 +74,7 @@ def entry_of(gains: list[tuple[float, int]], size: int) -> TensorEntry:
     fragments = tuple(
         FragmentEntry(i, 0, i, -1, "none", nbytes, nbytes, gain, 0, bytes(32)) for i, (gain, nbytes) in enumerate(gains)
     )
-    return TensorEntry(TensorSpec("t", "U8", (size,)), "x", {}, 0.0, False, bytes(32), fragments)
+    return TensorEntry(TensorSpec("t", "U8", (size,)), "raw", {}, 0.0, False, bytes(32), fragments)
 
 
 def test_the_mean_quality_is_the_area_under_the_curve() -> None:
