@@ -17,9 +17,9 @@ class FragmentEntry:
     """One fragment as the manifest describes it.
 
     `slot` is the disjoint part of the accumulator that the fragment fills: a run of blocks (`planes`), a run of
-    bytes (`raw`), a share of the coefficients (`spectral`). Fragments of one slot build on each other through
-    `requires` (the index of the prerequisite, or -1). `gain` is the squared error that the fragment removes once
-    its prerequisites are present (float64, may be negative). `order` is its place in the streaming order.
+    bytes (`raw`), a share of the coefficients or of the terms (the others). Fragments of one slot build on each
+    other through `requires` (the index of the prerequisite, or -1). `gain` is the squared error that the fragment
+    removes once its prerequisites are present (float64, may be negative). `order` is its place in the streaming order.
     `file` and `offset` say where the stored payload lies; both digests cover exactly those stored bytes.
     """
 
@@ -44,7 +44,8 @@ class TensorEntry:
 
     `config` is the codec's own configuration (JSON values). `residual` is the squared error that remains when every
     fragment is present (float64, measured when encoding, 0 for exact codecs). `mandatory` tensors are raw, load first
-    and count as needed by everything. `sha256` is the digest of the tensor's little-endian bytes.
+    and count as needed by everything. `sha256` is the digest of the tensor's little-endian bytes. `essential_gain` is
+    the squared error that the part removes which every fragment carries: counted once, with whichever comes first.
     """
 
     spec: TensorSpec
@@ -54,11 +55,12 @@ class TensorEntry:
     mandatory: bool
     sha256: bytes
     fragments: tuple[FragmentEntry, ...] = field(repr=False)
+    essential_gain: float = 0.0
 
     @property
     def energy(self) -> float:
         """Squared error with nothing loaded: the sum of squares of the finite floating elements."""
-        return self.residual + math.fsum(f.gain for f in self.fragments)
+        return self.residual + math.fsum((self.essential_gain, *(f.gain for f in self.fragments)))
 
     @property
     def stored_bytes(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -53,6 +53,7 @@ SCHEMA: Final = pa.schema(
         pa.field("codec", pa.string(), nullable=False),
         pa.field("config", pa.large_string(), nullable=False),
         pa.field("residual", pa.float64(), nullable=False),
+        pa.field("essential_gain", pa.float64(), nullable=False),
         pa.field("mandatory", pa.bool_(), nullable=False),
         pa.field("sha256", pa.binary(32), nullable=False),
         pa.field("fragments", pa.list_(pa.field("item", _FRAGMENT, nullable=False)), nullable=False),
@@ -121,6 +122,7 @@ def _to_arrow(manifest: Manifest) -> bytes:
             "codec": t.codec,
             "config": json.dumps(t.config, sort_keys=True, separators=(",", ":")),
             "residual": t.residual,
+            "essential_gain": t.essential_gain,
             "mandatory": t.mandatory,
             "sha256": t.sha256,
             "fragments": [{f: getattr(entry, f) for f in _FRAGMENT_FIELDS} for entry in t.fragments],
@@ -261,6 +263,7 @@ def _tensor_entry(row: Mapping[str, Any]) -> TensorEntry:
         codec=row["codec"],
         config=_object(json.loads(row["config"])),
         residual=row["residual"],
+        essential_gain=row["essential_gain"],
         mandatory=row["mandatory"],
         sha256=row["sha256"],
         fragments=tuple(FragmentEntry(**f) for f in row["fragments"]),
@@ -292,9 +295,16 @@ def _check(manifest: Manifest) -> None:
 def _check_energy(tensors: Sequence[TensorEntry]) -> None:
     """Raise FormatError unless every sum of some gains and residuals is finite: whoever keeps books relies on that."""
     try:
-        math.fsum(abs(value) for t in tensors for value in (t.residual, *(f.gain for f in t.fragments)))
+        math.fsum(abs(value) for t in tensors for value in _squares(t))
     except OverflowError:
         raise FormatError("the gains of the manifest overflow") from None
+
+
+def _squares(tensor: TensorEntry) -> Iterator[float]:
+    yield tensor.residual
+    yield tensor.essential_gain
+    for fragment in tensor.fragments:
+        yield fragment.gain
 
 
 def _check_tensor(codec: Codec, tensor: TensorEntry, sizes: Mapping[int, int]) -> None:
@@ -307,6 +317,8 @@ def _check_tensor(codec: Codec, tensor: TensorEntry, sizes: Mapping[int, int]) -
     check_entry(codec, tensor)
     if not math.isfinite(tensor.residual) or tensor.residual < 0 or not math.isfinite(tensor.energy):
         raise FormatError(f"tensor {tensor.name!r} has no finite energy", tensor=tensor.name)
+    if not 0.0 <= tensor.essential_gain <= (math.inf if codec.carries_essential else 0.0):
+        raise FormatError(f"tensor {tensor.name!r} has an impossible essential gain", tensor=tensor.name)
     for fragment in tensor.fragments:
         _check_fragment(codec, tensor, fragment, sizes)
 

@@ -64,7 +64,7 @@ def finite_energy(array: Array) -> float:
     flat, total = array.reshape(-1), 0.0
     with np.errstate(invalid="ignore", over="ignore"):  # signalling NaNs; float64 values whose squares overflow
         for start in range(0, flat.size, _ENERGY_BLOCK):  # blocks that stay in the cache
-            values = _widened(flat[start : start + _ENERGY_BLOCK])
+            values = widened(flat[start : start + _ENERGY_BLOCK])
             energy = float(np.square(values, dtype=np.float64).sum())
             if not math.isfinite(energy):
                 energy = float(np.square(values[np.isfinite(values)], dtype=np.float64).sum())
@@ -72,7 +72,7 @@ def finite_energy(array: Array) -> float:
     return total
 
 
-def _widened(values: Array) -> Array:
+def widened(values: Array) -> Array:
     """The same values in a dtype that NumPy computes with; bfloat16 by a shift (its cast is ten times slower)."""
     if values.dtype == DTYPES["BF16"]:
         return (values.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -37,6 +37,8 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0"})
 TRANSFORMABLE: Final = frozenset({"F32", "F16", "BF16"})
+LARGEST: Final = {name: float(ml_dtypes.finfo(DTYPES[name]).max) for name in TRANSFORMABLE}  # type: ignore[no-untyped-call]
+"""The largest finite values."""
 
 MAX_RANK: Final = 32
 RESERVED_NAME: Final = "__metadata__"
@@ -103,6 +105,13 @@ def canonical(array: Array) -> Array:
     """The same values as a little-endian, C-contiguous array (a copy only where needed)."""
     array = np.asarray(array)
     return np.asarray(array, dtype=DTYPES[dtype_name(array.dtype)], order="C")
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """What a tensor is as a matrix: 0-d -> (1, 1); 1-D -> (1, n); n-D -> (d0, product of the rest)."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
 
 
 def as_bytes(array: Array) -> npt.NDArray[np.uint8]:

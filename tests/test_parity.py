@@ -1,8 +1,8 @@
-"""The parity matrix: codec x dtype x shape x order x split x backend, held against the NumPy oracle.
+"""The parity matrix: codec with options x dtype x shape x fragments x order x split x backend, against the oracle.
 
-Laws, for every cell: fast decode of a subset equals the oracle's; reported quality is true quality; order and
+Laws, for every cell: fast decode of a subset equals the NumPy oracle's; reported quality is true quality; order and
 duplicates change nothing; accumulators of disjoint slots combine to the accumulator of the union, bit for bit.
-A backend joins by adding a line to BACKENDS.
+A backend joins by a line in BACKENDS, a codec or an option by a line in CODECS.
 """
 
 from __future__ import annotations
@@ -39,7 +39,17 @@ def on_cpu(entry: TensorEntry) -> Accumulator:
 
 
 BACKENDS: dict[str, Backend] = {"cpu": on_cpu}
-CODECS = ("raw", "planes", "spectral")
+CODECS: dict[str, dict[str, Any]] = {
+    "raw": {"codec": "raw"},
+    "planes": {"codec": "planes"},
+    "spectral": {"codec": "spectral"},
+    "spectral, tiled, essential": {"codec": "spectral", "tile": 100, "essential": 0.3},
+    "projection": {"codec": "projection"},
+    "projection, half, essential": {"codec": "projection", "coefficients": "float16", "essential": 0.3},
+    "lowrank": {"codec": "lowrank"},
+    "lowrank, half, essential": {"codec": "lowrank", "coefficients": "float16", "essential": 0.3},
+    "lowrank, truncated": {"codec": "lowrank", "rank": 3, "fragments": 2},
+}
 DTYPE_NAMES = ("F32", "F16", "BF16")
 SHAPES: dict[str, tuple[int, ...]] = {
     "scalar": (),
@@ -50,6 +60,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "5-D": (3, 4, 5, 6, 7),
     "several runs": (3, 190_000),
 }
+EXACT = ("raw", "planes")
 # Tolerance of a float32 transform against the float64 oracle, relative to the tensor's largest weight, and of the
 # rounding to the tensor's own dtype. planes and raw are exact.
 ULP = {"F32": 2e-6, "F16": 2.0**-10, "BF16": 2.0**-7}
@@ -61,7 +72,7 @@ def encoded(codec: str, dtype: str, shape: str) -> Encoded:
     if (codec, dtype, shape) not in _cache:
         rng = np.random.default_rng(len(shape) * 7 + len(dtype))
         array = (0.05 * rng.standard_normal(SHAPES[shape])).astype(DTYPES[dtype])
-        entry, fragments = encode_tensor(array, codec, fragments=6, seed=3)
+        entry, fragments = encode_tensor(array, seed=3, **({"fragments": 6} | CODECS[codec]))
         _cache[codec, dtype, shape] = (array, entry, fragments)
     return _cache[codec, dtype, shape]
 
@@ -111,7 +122,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 def cells(test: Any) -> Any:
     for name, values in (("shape", SHAPES), ("dtype", DTYPE_NAMES), ("codec", CODECS)):
         test = pytest.mark.parametrize(name, values)(test)
-    return settings(deadline=None, max_examples=8, derandomize=True)(test)
+    return settings(deadline=None, max_examples=4, derandomize=True)(test)
 
 
 @cells
@@ -122,7 +133,7 @@ def test_subsets_decode_as_the_oracle_says(data: st.DataObject, codec: str, dtyp
     for backend in BACKENDS.values():
         got = result(fill(backend(entry), entry, fragments, indices))
         expected = oracle(entry, fragments, indices)
-        if entry.codec == "spectral":
+        if entry.codec not in EXACT:
             atol = ULP[dtype] * float(np.max(np.abs(array.astype(np.float64)), initial=0.0))
             np.testing.assert_allclose(got.astype(np.float64), expected.astype(np.float64), rtol=ULP[dtype], atol=atol)
         else:
@@ -216,12 +227,13 @@ def test_everything_gives_the_tensor_back(codec: str, dtype: str, shape: str) ->
     decoder = TensorDecoder(entry)
     for fragment in fragments:
         quality = decoder.add(fragment)
-    assert quality == pytest.approx(1.0, abs=1e-12)
+    assert "truncated" in codec or quality == pytest.approx(1.0, abs=1e-6 if "half" in codec else 1e-12)
     got = decoder.reconstruct()
     assert (got.dtype, got.shape) == (array.dtype, array.shape)
-    if entry.codec == "spectral" and array.size:
+    if entry.codec not in EXACT:
         error = np.linalg.norm(got.astype(np.float64) - array.astype(np.float64))
-        assert error <= 1e-6 * np.linalg.norm(array.astype(np.float64))
+        allowed = 1e-3 if "half" in codec else 1e-6
+        assert "truncated" in codec or error <= allowed * np.linalg.norm(array.astype(np.float64))
     else:
         assert same_bits(got, array)
 
@@ -232,7 +244,7 @@ def test_other_dtypes_go_raw_and_stay_exact(codec: str, dtype: str) -> None:
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2 if dtype == "BOOL" else 256, 999 * DTYPES[dtype].itemsize).astype(np.uint8)
     array = bits.view(DTYPES[dtype])
-    entry, fragments = encode_tensor(array, codec)
+    entry, fragments = encode_tensor(array, **CODECS[codec])
     assert entry.codec == "raw"
     decoder = TensorDecoder(entry)
     for fragment in fragments:
@@ -246,8 +258,8 @@ def test_other_dtypes_go_raw_and_stay_exact(codec: str, dtype: str) -> None:
 def test_nan_and_inf_survive_bit_for_bit(codec: str, dtype: str, value: float) -> None:
     array = np.linspace(-1, 1, 5000).astype(DTYPES[dtype])
     array[17] = value
-    entry, fragments = encode_tensor(array, codec)
-    assert entry.codec == ("raw" if codec == "spectral" else codec)
+    entry, fragments = encode_tensor(array, **CODECS[codec])
+    assert entry.codec == ("planes" if codec == "planes" else "raw")
     assert math.isfinite(entry.energy)
     decoder = TensorDecoder(entry)
     for fragment in fragments:

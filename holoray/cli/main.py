@@ -50,10 +50,20 @@ def _begin(json: bool, quiet: bool) -> Output:
 def encode(
     source: Annotated[str, typer.Argument(help="A .safetensors file, or a directory of them.", metavar="INPUT")],
     store: StorePath,
-    codec: Annotated[str, typer.Option(help="planes, spectral or raw.")] = "planes",
+    codec: Annotated[str, typer.Option(help="planes, raw, spectral, projection, lowrank or auto.")] = "planes",
     fragments: Annotated[int, typer.Option(help="Fragments a tensor (planes and raw cut by size).")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of spectral's dealing.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of signs, probes and dealing.")] = 0,
     tile: Annotated[int, typer.Option(help="Tile of spectral's transform; 0 is the whole matrix.")] = 0,
+    essential: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the energy that rides in every fragment; 0: none.")
+    ] = 0.0,
+    rank: Annotated[int, typer.Option(help="Greatest rank of lowrank; 0: the full one.")] = 0,
+    energy: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the energy that lowrank keeps; 0: all of it.")
+    ] = 0.0,
+    coefficients: Annotated[
+        str, typer.Option(help="How transforms and lowrank store numbers: float32 or float16.")
+    ] = "float32",
     dtype: Annotated[str | None, typer.Option(help="Cast floating tensors first: bf16, f16 or f32.")] = None,
     pattern: Annotated[
         list[str] | None, typer.Option(metavar="GLOB=CODEC", help="Codec for tensors by name; the first match wins.")
@@ -80,6 +90,10 @@ def encode(
             pattern=pattern or [],
             compression=compression,
             tile=tile,
+            essential=essential,
+            rank=rank,
+            energy=energy,
+            coefficients=coefficients,
             overwrite=overwrite,
             on_tensor=lambda name, nbytes: advance(nbytes, short(name)),
         )
@@ -89,6 +103,7 @@ def encode(
         f"{report.tensors} tensors in {report.fragments} fragments: {human_bytes(report.bytes_in)} -> "
         f"{human_bytes(report.bytes_stored)} ({share:.1%}) in {report.seconds:.1f} s, root {report.root}",
     )
+    out.warn(report.notes)
 
 
 @app.command()

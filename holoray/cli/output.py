@@ -51,6 +51,12 @@ class Output:
         if not self.json and not self.quiet:
             self.console.print(draw(self.console.width), markup=False, soft_wrap=True)
 
+    def warn(self, notes: Sequence[str]) -> None:
+        """Lines for a person; a machine has them in the command's result."""
+        if not self.json and not self.quiet:
+            for note in notes:
+                self.console.print(f"[bold yellow]warning:[/] {escape(printable(note))}", soft_wrap=True)
+
     @contextmanager
     def progress(self, what: str, total_bytes: int) -> Iterator[Callable[[int, str], None]]:
         """A bar of bytes; the callback takes the bytes done since and a note (e.g. the quality)."""

@@ -39,6 +39,11 @@ class Codec(ABC):
     whole_fragment_compression: ClassVar[bool] = True
     """Whether `FragmentEntry.compression` covers the payload as a whole (else the codec compresses inside)."""
 
+    @property
+    def carries_essential(self) -> bool:
+        """Whether every fragment carries the tensor's essential part in front of its own share."""
+        return False
+
     @abstractmethod
     def check(self, spec: TensorSpec) -> None:
         """Raise FormatError if this configuration is impossible for `spec`."""

@@ -14,10 +14,40 @@ import numpy as np
 import numpy.typing as npt
 
 from holoray.codecs.base import Codec
-from holoray.errors import UsageError
+from holoray.errors import FormatError, UsageError
 from holoray.fragment import FragmentEntry
 from holoray.kernels.scratch import Scratch
 from holoray.tensor import Array, TensorSpec, as_bytes
+
+_FLAG_BYTES = 8
+
+
+class SharedPart:
+    """Bytes of a state that every fragment of a tensor brings along, with a flag of their own that they are there.
+
+    `memory` is zeroed uint8 of `state_nbytes`; processes that share it write the same bytes, and the flag last.
+    """
+
+    def __init__(self, memory: npt.NDArray[np.uint8], nbytes: int) -> None:
+        self._flag = memory[:_FLAG_BYTES] if nbytes else memory[:0]
+        self.content = memory[_FLAG_BYTES : _FLAG_BYTES + nbytes] if nbytes else memory[:0]
+
+    @staticmethod
+    def state_nbytes(nbytes: int) -> int:
+        """Bytes of memory for a part of `nbytes` and its flag; none for no part."""
+        return _FLAG_BYTES + nbytes if nbytes else 0
+
+    @property
+    def held(self) -> bool:
+        return bool(self._flag.any())
+
+    def put(self, content: npt.NDArray[np.uint8]) -> None:
+        """Keep the part; one that is there already must be the same, else FormatError."""
+        if not self.held:
+            self.content[:] = content
+            self._flag[:1] = 1
+        elif not np.array_equal(self.content, content):
+            raise FormatError("two fragments of one tensor differ in their essential part")
 
 
 class Accumulator(ABC):
@@ -94,10 +124,20 @@ class Accumulator(ABC):
     def state(self) -> dict[str, Array]:
         """The state as unsigned views: `held` (uint8, one entry a slot, 0 = nothing) and the slots' contents."""
 
+    def essential(self) -> SharedPart | None:
+        """What rides in every fragment: any holder has the same, so it is never summed."""
+        return None
+
     def combine(self, other: Accumulator) -> None:
-        """Take over the slots that `other` holds; raises UsageError if both hold one of them."""
+        """Take over the slots that `other` holds, and its essential part unless that is here.
+
+        Raises UsageError if both hold one of the slots.
+        """
         mine, theirs = self.state(), other.state()
         if np.any((mine["held"] != 0) & (theirs["held"] != 0)):
             raise UsageError(f"both accumulators of {self.spec.name!r} hold the same slot", tensor=self.spec.name)
+        own, others = self.essential(), other.essential()
+        if own is not None and others is not None and others.held:
+            own.put(others.content)
         for key, array in theirs.items():
             np.add(mine[key], array, out=mine[key])

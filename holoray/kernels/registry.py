@@ -9,11 +9,13 @@ import numpy.typing as npt
 
 from holoray.codecs.base import Codec
 from holoray.errors import UsageError
-from holoray.kernels import planes_decode, planes_encode, spectral
+from holoray.kernels import dealing, hadamard, planes_decode, planes_encode
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.encoder import EncodeOptions, Encoder
+from holoray.kernels.lowrank import LowRankAccumulator, LowRankEncoder
 from holoray.kernels.planes_decode import PlanesAccumulator
 from holoray.kernels.planes_encode import PlanesEncoder
+from holoray.kernels.projection import ProjectionAccumulator, ProjectionEncoder
 from holoray.kernels.raw import RawAccumulator, RawEncoder
 from holoray.kernels.spectral import SpectralAccumulator, SpectralEncoder
 from holoray.tensor import Array, TensorSpec
@@ -22,18 +24,22 @@ ENCODERS: Final[dict[str, type[Encoder]]] = {
     "raw": RawEncoder,
     "planes": PlanesEncoder,
     "spectral": SpectralEncoder,
+    "projection": ProjectionEncoder,
+    "lowrank": LowRankEncoder,
 }
 ACCUMULATORS: Final[dict[str, type[Accumulator]]] = {
     "raw": RawAccumulator,
     "planes": PlanesAccumulator,
     "spectral": SpectralAccumulator,
+    "projection": ProjectionAccumulator,
+    "lowrank": LowRankAccumulator,
 }
 
 
 def check_codec_name(codec: str) -> str:
     """Return the name unchanged; raises UsageError for one that nobody registered."""
     if codec not in ENCODERS:
-        raise UsageError(f"unknown codec {codec!r}", hint=f"choose one of {', '.join(ENCODERS)}")
+        raise UsageError(f"unknown codec {codec!r}", hint=f"choose one of {', '.join(ENCODERS)}, auto")
     return codec
 
 
@@ -63,4 +69,5 @@ def warm() -> None:
 def warm_accumulators() -> None:
     """Compile, or load from the cache, what decoding needs."""
     planes_decode.warm()
-    spectral.warm()
+    dealing.warm()
+    hadamard.warm()

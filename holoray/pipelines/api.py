@@ -29,6 +29,10 @@ def encode(
     pattern: str | Mapping[str, str] | Sequence[str] = (),
     compression: str = ZSTD,
     tile: int = 0,
+    essential: float = 0.0,
+    rank: int = 0,
+    energy: float = 0.0,
+    coefficients: str = "float32",
     overwrite: bool = False,
     threads: int | None = None,
     on_tensor: OnTensor | None = None,
@@ -36,13 +40,30 @@ def encode(
     """Encode a checkpoint (safetensors file, sharded directory, or dict of arrays) into a store.
 
     `codec` is for tensors that no `pattern` names (`"GLOB=CODEC"`, several of them, or a mapping; the first match
-    wins); `dtype` ("bf16", "f16", "f32") casts floating tensors first; `fragments`, `seed` and `tile` matter to
-    `spectral`; `compression` is "zstd", "lz4" or "none". An interrupted encode of the same files resumes.
+    wins); "auto" measures which one gives most quality for the bytes, tensor by tensor. `dtype` ("bf16", "f16", "f32")
+    casts floating tensors first; `compression` is "zstd", "lz4" or "none".
+
+    For `spectral`, `projection` and `lowrank`: `fragments` and `seed`; `essential`, the share of the energy that rides
+    in every fragment (below 1; 0: none); `coefficients` is "float32" or "float16". `tile` is for `spectral`. For
+    `lowrank`, `rank` (0: full) and `energy` (0: all) say how many terms are kept: those that meet both.
+    An interrupted encode of the same files resumes.
 
     Raises UsageError for options without meaning or a store that is already there, FormatError for a malformed
     checkpoint, CapacityError for a full disk.
     """
-    policy = EncodePolicy(codec, fragments, seed, dtype, parse_patterns(pattern), compression, tile)
+    policy = EncodePolicy(
+        codec=codec,
+        fragments=fragments,
+        seed=seed,
+        dtype=dtype,
+        patterns=parse_patterns(pattern),
+        compression=compression,
+        tile=tile,
+        essential=essential,
+        rank=rank,
+        energy=energy,
+        coefficients=coefficients,
+    )
     return encode_with_policy(checkpoint, uri, policy, overwrite=overwrite, threads=threads, on_tensor=on_tensor)
 
 

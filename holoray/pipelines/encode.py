@@ -1,6 +1,6 @@
 """Encode: a checkpoint into a store, with all cores, bounded memory, and a journal to resume from.
 
-One thread prepares tensors in order (read, cast, digest, measure), a pool encodes their parts, the caller's thread
+One thread reads tensors in order, a pool casts, digests and measures them and encodes their parts, the caller's thread
 writes the fragments in order: the store does not depend on the number of threads.
 """
 
@@ -23,9 +23,11 @@ from holoray.fragment import FragmentEntry
 from holoray.integrity import Digests
 from holoray.kernels.encoder import EncodedFragment, Encoder
 from holoray.manifest import Manifest, check_storable, check_text
+from holoray.pipelines.entries import fragment_entry, tensor_entry
+from holoray.pipelines.notes import encode_notes
 from holoray.pipelines.policy import EncodePolicy, is_mandatory
 from holoray.pipelines.store_writer import StoreWriter
-from holoray.pipelines.tensor_codec import begin_encoding, fragment_entry, tensor_entry
+from holoray.pipelines.tensor_codec import begin_encoding
 from holoray.stores import ROOT, Store, open_store
 from holoray.tensor import Array, TensorSpec, as_bytes
 
@@ -36,7 +38,7 @@ OnTensor = Callable[[str, int], None]
 
 @dataclass(frozen=True, slots=True)
 class EncodeReport:
-    """What an encode did; `bytes_in` counts the tensors as encoded (after a cast)."""
+    """What an encode did; `bytes_in` counts the tensors as encoded (after a cast), `notes` is what to know about it."""
 
     root: str
     tensors: int
@@ -44,6 +46,7 @@ class EncodeReport:
     bytes_in: int
     bytes_stored: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def encode(
@@ -76,6 +79,7 @@ def encode(
         bytes_in=manifest.bytes_in,
         bytes_stored=manifest.bytes_stored,
         seconds=seconds,
+        notes=encode_notes(manifest, policy),
     )
 
 
@@ -129,7 +133,7 @@ class _Preparation:
         self._names = names
         self._policy = policy
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="holoray-encode")
-        self._ready: queue.SimpleQueue[_Prepared | BaseException] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[Future[_Prepared] | BaseException] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._prepare_all, name="holoray-prepare", daemon=True)
         self._changed = threading.Condition()
         self._in_flight_bytes = 0
@@ -151,7 +155,7 @@ class _Preparation:
             tensor = self._ready.get()
             if isinstance(tensor, BaseException):
                 raise tensor
-            yield tensor
+            yield tensor.result()
 
     def release(self, tensor: _Prepared) -> None:
         """The tensor is written: its memory may be used for another."""
@@ -165,7 +169,8 @@ class _Preparation:
             for name in self._names:
                 if not self._admit(specs[name].nbytes):
                     return
-                self._ready.put(self._prepare(specs[name]))
+                array = self._source.read(name)
+                self._ready.put(self._pool.submit(self._prepare, specs[name], array))
         except BaseException as error:
             self._ready.put(error)
 
@@ -177,9 +182,9 @@ class _Preparation:
             self._in_flight_bytes += nbytes
             return not self._stopped
 
-    def _prepare(self, source_spec: TensorSpec) -> _Prepared:
+    def _prepare(self, source_spec: TensorSpec, array: Array) -> _Prepared:
         name = source_spec.name
-        array = self._policy.cast(name, self._source.read(name))
+        array = self._policy.cast(name, array)
         spec = TensorSpec.of(name, array)
         codec = self._policy.codec_of(name)
         mandatory = is_mandatory(spec, array, codec)

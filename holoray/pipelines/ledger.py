@@ -24,9 +24,12 @@ class QualityLedger:
         ledger = self._tensors[tensor]
         if index in ledger.added:
             return False
-        for gain in ledger.add(index):
+        gains = ledger.add(index)
+        self._missing -= len(gains)
+        if gains and len(gains) == ledger.counted:  # the first ones bring the essential part
+            self._subtract(ledger.essential_gain)
+        for gain in gains:
             self._subtract(gain)
-            self._missing -= 1
         return True
 
     @property
@@ -51,10 +54,15 @@ class _TensorLedger:
     def __init__(self, tensor: TensorEntry) -> None:
         self.energy = tensor.energy
         self.residual = tensor.residual
+        self.essential_gain = tensor.essential_gain
         self.added: set[int] = set()
         self._fragments = tensor.fragments
         self._counted: set[int] = set()
         self._dependents = {f.requires: f.index for f in tensor.fragments if f.requires != NO_PREREQUISITE}
+
+    @property
+    def counted(self) -> int:
+        return len(self._counted)
 
     @property
     def missing(self) -> int:
@@ -77,5 +85,6 @@ class _TensorLedger:
     @property
     def quality(self) -> Quality:
         # Summing what is missing, not subtracting what is there, keeps small errors exact.
-        missing = math.fsum(f.gain for f in self._fragments if f.index not in self._counted)
+        gains = [f.gain for f in self._fragments if f.index not in self._counted]
+        missing = math.fsum(gains if self._counted else [self.essential_gain, *gains])
         return Quality(self.energy, max(self.residual + missing, 0.0), complete=self.missing == 0)

@@ -11,7 +11,7 @@ from holoray.errors import CapacityError
 from holoray.formats.safetensors import SafetensorsWriter
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.memory import zeros
-from holoray.kernels.registry import make_accumulator
+from holoray.kernels.registry import make_accumulator, state_nbytes
 from holoray.manifest import Manifest
 from holoray.pipelines.curve import Key
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
@@ -46,7 +46,7 @@ class Loader:
         target = target or Target()
         keys = [key for key in select(self._manifest, target) if not self._progress.has(key)]
         check_sizes(self._store, self._manifest)
-        _check_memory(sum(t.spec.nbytes for t in self._manifest.tensors))
+        _check_memory(self._manifest)
         self._pipeline.run(units(self._manifest, keys), self, self._progress.callback(on_fragment))
         check_quality_reached(self.quality, target)
         return self.quality
@@ -167,11 +167,14 @@ def _new_accumulator(manifest: Manifest, tensor: int) -> Accumulator:
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
-def _check_memory(nbytes: int) -> None:
+def _check_memory(manifest: Manifest) -> None:
     """Refuse what no memory of this machine can hold: a clear error beats being killed."""
+    nbytes = sum(
+        t.spec.nbytes + state_nbytes(t.spec, codec) for t, codec in zip(manifest.tensors, manifest.codecs, strict=True)
+    )
     total = os.sysconf("SC_PHYS_PAGES") * _PAGE
     if nbytes > total:
         raise CapacityError(
-            f"the weights take {nbytes} bytes and this machine has {total}",
+            f"the weights and what is kept to refine them take {nbytes} bytes and this machine has {total}",
             hint="use `holoray load STORE OUT`, which streams to a file",
         )

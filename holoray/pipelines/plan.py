@@ -70,6 +70,8 @@ def with_streaming_order(tensors: Sequence[TensorEntry]) -> tuple[TensorEntry, .
 
 def _steps(tensor: TensorEntry) -> Iterator[tuple[float, int, tuple[int, ...]]]:
     """(gain per byte, first index, indices) of each step of each slot."""
+    if tensor.essential_gain:
+        tensor = _with_essential_gain_first(tensor)
     slots: dict[int, list[FragmentEntry]] = defaultdict(list)
     for fragment in tensor.fragments:
         slots[fragment.slot].append(fragment)
@@ -79,6 +81,17 @@ def _steps(tensor: TensorEntry) -> Iterator[tuple[float, int, tuple[int, ...]]]:
             best = max(range(len(rates)), key=lambda i: (rates[i], i))
             yield rates[best], chain[0].index, tuple(f.index for f in chain[: best + 1])
             chain = chain[best + 1 :]
+
+
+def _with_essential_gain_first(tensor: TensorEntry) -> TensorEntry:
+    """The tensor with the essential gain added to the fragment that gains most per byte so: it comes first.
+
+    Codecs with an essential part have no layers, so no other fragment has a greater rate.
+    """
+    carrier = max(tensor.fragments, key=lambda f: ((f.gain + tensor.essential_gain) / max(f.stored_bytes, 1), -f.index))
+    gain = carrier.gain + tensor.essential_gain
+    fragments = (replace(f, gain=gain) if f is carrier else f for f in tensor.fragments)
+    return replace(tensor, fragments=tuple(fragments), essential_gain=0.0)
 
 
 def _rates(chain: Sequence[FragmentEntry]) -> Iterator[float]:

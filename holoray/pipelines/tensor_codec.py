@@ -13,51 +13,26 @@ from holoray.errors import FormatError, IntegrityError, QualityError
 from holoray.fragment import Fragment, FragmentEntry, TensorEntry
 from holoray.integrity import Digests
 from holoray.integrity import check as check_integrity
-from holoray.kernels.encoder import EncodedFragment, EncodeOptions, Encoder
-from holoray.kernels.registry import check_codec_name, make_accumulator, make_encoder
+from holoray.kernels.encoder import EncodeOptions, Encoder
+from holoray.kernels.registry import make_accumulator, make_encoder
 from holoray.kernels.scratch import Scratch
+from holoray.pipelines.auto import best_encoding
 from holoray.pipelines.curve import QualityCurve, curve_of
+from holoray.pipelines.entries import fragment_entry, tensor_entry
 from holoray.pipelines.ledger import QualityLedger
 from holoray.pipelines.plan import with_streaming_order
-from holoray.pipelines.policy import effective_codec
+from holoray.pipelines.policy import AUTO, check_choice, effective_codec
 from holoray.quality import Quality
 from holoray.tensor import Array, TensorSpec, as_bytes, canonical
 
 
 def begin_encoding(codec: str, spec: TensorSpec, array: Array, options: EncodeOptions) -> Encoder:
-    """An encoder of the named codec, or of `raw` where that cannot represent the tensor."""
-    check_codec_name(codec)
-    encoder = make_encoder(effective_codec(codec, array, spec), spec, array, options)
+    """An encoder of the named codec, or of the best for `auto`; of `raw` where that cannot represent the tensor."""
+    codec = effective_codec(check_choice(codec), array, spec)
+    if codec == AUTO:
+        return best_encoding(spec, array, options)
+    encoder = make_encoder(codec, spec, array, options)
     return encoder if encoder.faithful else make_encoder("raw", spec, array, options)
-
-
-def fragment_entry(encoded: EncodedFragment, digests: Digests) -> FragmentEntry:
-    return FragmentEntry(
-        index=encoded.index,
-        layer=encoded.layer,
-        slot=encoded.slot,
-        requires=encoded.requires,
-        compression=encoded.compression,
-        stored_bytes=len(encoded.payload),
-        raw_bytes=encoded.raw_bytes,
-        gain=encoded.gain,
-        xxh3_64=digests.xxh3_64,
-        sha256=digests.sha256,
-    )
-
-
-def tensor_entry(
-    encoder: Encoder, fragments: list[FragmentEntry], *, sha256: bytes, mandatory: bool = False
-) -> TensorEntry:
-    return TensorEntry(
-        spec=encoder.spec,
-        codec=encoder.codec.name,
-        config=encoder.codec.get_config(),
-        residual=encoder.residual,
-        mandatory=mandatory,
-        sha256=sha256,
-        fragments=tuple(fragments),
-    )
 
 
 def encode_tensor(
@@ -67,21 +42,26 @@ def encode_tensor(
     seed: int = 0,
     *,
     compression: str = ZSTD,
+    tile: int = 0,
+    essential: float = 0.0,
+    rank: int = 0,
+    energy: float = 0.0,
+    coefficients: str = "float32",
     name: str = "tensor",
 ) -> tuple[TensorEntry, list[Fragment]]:
     """Encode one array of any shape; returns its manifest entry and its fragments, by index.
 
-    `fragments` and `seed` matter to `spectral`; `raw` and `planes` cut by size. What the codec cannot represent goes
-    `raw`. Raises FormatError for a dtype without a name in safetensors, UsageError for an unknown codec.
+    `codec` and options are those of `encode`; `raw` and `planes` cut by size. What the codec cannot represent goes
+    `raw`. Raises FormatError for a dtype without a name in safetensors, UsageError for options without meaning.
     """
     array = canonical(array)
-    options = EncodeOptions(fragments=fragments, seed=seed, compression=compression)
+    options = EncodeOptions(fragments, seed, compression, tile, essential, rank, energy, coefficients)
     encoder = begin_encoding(codec, TensorSpec.of(name, array), array, options)
     encoded = sorted((f for part in range(encoder.parts) for f in encoder.encode(part)), key=lambda f: f.index)
     entries = [fragment_entry(f, Digests.of(f.payload)) for f in encoded]
     entry = tensor_entry(encoder, entries, sha256=hashlib.sha256(as_bytes(array).data).digest())
     (entry,) = with_streaming_order([entry])
-    return entry, [Fragment(name, f.index, f.payload) for f in encoded]
+    return entry, [Fragment(name, f.index, bytes(f.payload)) for f in encoded]
 
 
 class TensorDecoder:

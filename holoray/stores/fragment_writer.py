@@ -41,10 +41,10 @@ class FragmentFileWriter:
         self._writer = pa.ipc.new_file(self._sink, SCHEMA)
         self._names: list[str] = []
         self._indices: list[int] = []
-        self._payloads: list[bytes] = []
+        self._payloads: list[bytes | memoryview] = []
         self._pending_bytes = 0
 
-    def append(self, tensor: str, index: int, payload: bytes) -> int:
+    def append(self, tensor: str, index: int, payload: bytes | memoryview) -> int:
         """Add a fragment; returns its position in `offsets`."""
         self._names.append(tensor)
         self._indices.append(index)

@@ -23,6 +23,7 @@ def checkpoint() -> dict[str, Array]:
         "float32": rng.standard_normal((600, 1000)).astype(np.float32),
         "float16": rng.standard_normal((100, 1000)).astype(np.float16),
         "spectral": rng.standard_normal((300, 200)).astype(np.float32),
+        "lowrank": rng.standard_normal((90, 200)).astype(np.float32),
         "raw": rng.integers(0, 255, (3 << 20) + 7).astype(np.uint8),
         "empty": np.zeros((0, 3), np.float32),
         "scalar": np.array(3.5, np.float32),
@@ -32,7 +33,7 @@ def checkpoint() -> dict[str, Array]:
 @pytest.fixture(scope="session")
 def store(checkpoint: dict[str, Array], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("warm") / "store"
-    holoray.encode(checkpoint, path, pattern=["spectral=spectral"])
+    holoray.encode(checkpoint, path, pattern=["spectral=spectral", "lowrank=lowrank"], essential=0.3)
     return path
 
 

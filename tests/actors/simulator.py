@@ -87,9 +87,11 @@ def _tensor(rng: random.Random, number: int, codec: str) -> TensorEntry:
     if codec == "planes":
         config = {"threshold": 120, "top": 1, "tail_cut": -6}
     if codec == "spectral":
-        config = {"fragments": slots, "seed": 0, "tile": 0, "exponent": 0, "shifts": ""}
+        own = {"fragments": slots, "seed": 0, "tile": 0, "exponent": 0, "shifts": ""}
+        config = own | {"essential": 1, "coefficients": "float32"}
+    essential_gain = rng.uniform(0.0, 2.0) if codec == "spectral" else 0.0
     spec = TensorSpec(f"t{number}", "F32", (slots << 10,))
-    return TensorEntry(spec, codec, config, 0.0, codec == "raw", b"", tuple(fragments))
+    return TensorEntry(spec, codec, config, 0.0, codec == "raw", b"", tuple(fragments), essential_gain)
 
 
 @dataclass

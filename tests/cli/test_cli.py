@@ -58,9 +58,10 @@ def store(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
 
 def test_encode_inspect_verify_load(checkpoint: Path, tmp_path: Path, model: dict[str, Array]) -> None:
     encoded = as_json("encode", checkpoint, tmp_path / "s", "--pattern", "embed.*=raw", "--seed", 7)
-    assert set(encoded) == {"root", "tensors", "fragments", "bytes_in", "bytes_stored", "seconds"}
+    assert set(encoded) == {"root", "tensors", "fragments", "bytes_in", "bytes_stored", "seconds", "notes"}
+    assert encoded["notes"] == []
     shown = as_json("inspect", tmp_path / "s")
-    assert set(encoded) < set(shown)
+    assert set(encoded) - {"notes"} < set(shown)
     assert {k: shown[k] for k in ("root", "tensors", "fragments", "bytes_in", "bytes_stored")} == {
         k: encoded[k] for k in ("root", "tensors", "fragments", "bytes_in", "bytes_stored")
     }
@@ -297,3 +298,27 @@ def test_warmup_errors(store: Path, tmp_path: Path) -> None:
         done = run(*args)
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_options_of_the_transforms(checkpoint: Path, tmp_path: Path) -> None:
+    options = ("--essential", 0.2, "--rank", 90, "--energy", 0.99, "--coefficients", "float16", "--fragments", 4)
+    patterns = ("--pattern", "*.0.mlp.*=lowrank", "--pattern", "*.attention.*=projection", "--pattern", "embed.*=auto")
+    encoded = as_json("encode", checkpoint, tmp_path / "s", "--codec", "spectral", *options, *patterns)
+    assert [note.split(" ")[0] for note in encoded["notes"]] == ["essential"]
+    shown = as_json("inspect", tmp_path / "s")
+    codecs = {row["name"]: row["codec"] for row in shown["per_tensor"]}
+    assert codecs["layers.0.mlp.weight"] == "lowrank"
+    assert codecs["layers.0.attention.weight"] == "projection"
+    assert codecs["layers.1.mlp.weight"] == "spectral"
+    assert codecs["embed.weight"] == "planes"
+    kept = {key: shown["options"][key] for key in ("essential", "rank", "energy", "coefficients")}
+    assert kept == {"essential": 0.2, "rank": 90, "energy": 0.99, "coefficients": "float16"}
+    loaded = as_json("load", tmp_path / "s", tmp_path / "out.safetensors", "--fragments", "0,2")
+    assert 0.2 < loaded["quality"] < 1
+
+
+def test_what_does_not_pay_is_a_warning(checkpoint: Path, tmp_path: Path) -> None:
+    done = run("encode", checkpoint, tmp_path / "s", "--codec", "lowrank")
+    assert done.returncode == 0
+    assert re.search(r"warning: lowrank does not pay.*embed\.weight", done.stderr)
+    assert run("encode", checkpoint, tmp_path / "q", "--codec", "lowrank", "-q").stderr == ""

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holoray.codecs import SpectralCodec
-from holoray.codecs.spectral import Deal, matrix_shape, tiles
+from holoray.codecs.dealing import Deal
+from holoray.codecs.spectral import tiles
 from holoray.errors import FormatError, UsageError
 from holoray.kernels.encoder import EncodeOptions
 from holoray.kernels.registry import make_accumulator, make_encoder
 from holoray.kernels.scratch import Scratch
 from holoray.pipelines.tensor_codec import TensorDecoder, encode_tensor
-from holoray.tensor import DTYPES, Array, TensorSpec
+from holoray.tensor import DTYPES, Array, TensorSpec, matrix_shape
 
 N = 8
 

@@ -32,6 +32,7 @@ GIB = 1 << 30
 BIG = 1 << 27
 _SHIFTS = "AAAA" * (1024 * 2 // 3) + "AAA="
 """Of a spectral tensor with the greatest number of groups."""
+_ESSENTIAL = 1 << 20
 BOMBS: dict[str, Callable[[], Blobs]] = {}
 """What builds the files of a store."""
 SPARSE = {"manifest_file_beyond_the_limit": (MANIFEST, MAX_MANIFEST_BYTES + 1), "root_file_of_a_gibibyte": (ROOT, GIB)}
@@ -132,15 +133,14 @@ def _directory_bytes(body: bytes) -> int:
     return 8 * (int(config["top"]) + 1 + 1 + 2)
 
 
-def _lying_spectral(shape: tuple[int, int]) -> Blobs:
+def _lying(tensor: str, shape: tuple[int, int], nbytes: int, **config: Any) -> Blobs:
     """Manifest and frame agree on a size of which 20 KB are there, and those are garbage."""
-    nbytes = 4 * shape[0] * shape[1]
     payload = bytes.fromhex("28b52ffd") + bytes([0b1110_0000]) + nbytes.to_bytes(8, "little") + b"\xff" * 20_000
-    files = _with_payload("layer.spectral", payload, raw_bytes=nbytes, compression="zstd")
+    files = _with_payload(tensor, payload, raw_bytes=nbytes, compression="zstd")
     header, rows = read_rows(files[MANIFEST])
-    row = _row(rows, "layer.spectral")
+    row = _row(rows, tensor)
     row |= {"shape": list(shape), "fragments": row["fragments"][:1]}
-    row["config"] = json.dumps(json.loads(row["config"]) | {"fragments": 1, "shifts": _SHIFTS})
+    row["config"] = json.dumps(json.loads(row["config"]) | {"fragments": 1} | config)
     for order, fragment in enumerate(f for r in rows for f in r["fragments"]):
         fragment["order"] = order
     return _sealed(files, header, rows)
@@ -149,13 +149,40 @@ def _lying_spectral(shape: tuple[int, int]) -> Blobs:
 @bomb
 def frame_that_lies_about_a_gibibyte() -> Blobs:
     """The tensor is allocated, but never touched."""
-    return _lying_spectral((1 << 14, 1 << 14))
+    return _lying(
+        "layer.spectral", (1 << 14, 1 << 14), (4 << 28) + 8 * _ESSENTIAL, shifts=_SHIFTS, essential=_ESSENTIAL
+    )
+
+
+@bomb
+def rank_of_eight_thousand() -> Blobs:
+    """The terms, larger than the tensor itself, are allocated and never touched."""
+    return _lying("layer.lowrank", (1 << 13, 1 << 13), 4 << 27, rank=1 << 13, essential=1 << 12)
+
+
+@bomb
+def rank_beyond_the_matrix() -> Blobs:
+    return _lying("layer.lowrank", (1 << 13, 1 << 13), 4 << 28, rank=1 << 14, essential=0)
+
+
+@bomb
+def more_essential_coefficients_than_there_are() -> Blobs:
+    return _lying("layer.spectral", (1 << 14, 1 << 14), 12 << 28, shifts=_SHIFTS, essential=1 << 60)
+
+
+@bomb
+def lowrank_tensor_of_terabytes() -> Blobs:
+    files = _huge_claim("layer.lowrank", [1 << 20, 1 << 20], 1 << 40, raw_bytes=1 << 40)
+    header, rows = read_rows(files[MANIFEST])
+    row = _row(rows, "layer.lowrank")
+    row["config"] = json.dumps(json.loads(row["config"]) | {"rank": 1 << 20})
+    return _sealed(files, header, rows)
 
 
 @bomb
 def expansion_beyond_any_compression() -> Blobs:
     """Eight TiB from 20 KB."""
-    return _lying_spectral((1 << 21, 1 << 20))
+    return _lying("layer.spectral", (1 << 21, 1 << 20), 4 << 41, shifts=_SHIFTS, essential=0)
 
 
 @bomb

@@ -89,12 +89,15 @@ def mutate_manifest(random_: random.Random, files: Blobs, mutate_bytes: MutateBy
 
 def _tensor_value(random_: random.Random, draft: Draft) -> None:
     row, other = random_.choice(draft.rows), random_.choice(draft.rows)
-    column = random_.choice(("name", "dtype", "codec", "residual", "mandatory", "sha256", "shape", "config"))
+    column = random_.choice(
+        ("name", "dtype", "codec", "residual", "essential_gain", "mandatory", "sha256", "shape", "config")
+    )
     row[column] = {
         "name": random_.choice((*_TEXT, other["name"])),
         "dtype": random_.choice((*DTYPES, "F4", "")),
-        "codec": random_.choice(("raw", "planes", "spectral", "lowrank", "")),
+        "codec": random_.choice(("raw", "planes", "spectral", "projection", "lowrank", "")),
         "residual": random_.choice(_F64),
+        "essential_gain": random_.choice(_F64),
         "mandatory": not row["mandatory"],
         "sha256": random_.randbytes(32),
         "shape": other["shape"],

@@ -1,4 +1,4 @@
-"""A store of some 30 KB with every codec in it, small enough to damage each of its bits."""
+"""A store of some 35 KB with every way of decoding in it, small enough to damage each of its bits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from holoray.tensor import Array, as_bytes
 
 Blobs = dict[str, bytes]
 
-PATTERNS = ("layer.spectral=spectral", "layer.raw=raw")
+PATTERNS = ("layer.spectral=spectral", "layer.raw=raw", "layer.lowrank=lowrank")
 
 
 @cache
@@ -28,13 +28,14 @@ def weights() -> dict[str, Array]:
         "layer.ids": random.integers(-128, 128, (5, 7), np.int8),
         "layer.empty": np.zeros((0, 3), np.float32),
         "layer.scale": np.asarray(0.125, np.float32),
+        "layer.lowrank": random.standard_normal((64, 66)).astype(np.float32),
     }
 
 
 @cache
 def _encoded() -> tuple[tuple[str, bytes], ...]:
     store = MemoryStore()
-    holoray.encode(weights(), store, pattern=PATTERNS, fragments=4, threads=1)
+    holoray.encode(weights(), store, pattern=PATTERNS, fragments=4, essential=0.02, rank=5, threads=1)
     return tuple(sorted(store.blobs.items()))
 
 

@@ -32,6 +32,7 @@ EXPECTED = dict.fromkeys((*bombs.BOMBS, *bombs.SPARSE), AT_ONCE) | {
     "lz4_holds_too_much": AT_LOAD,
     "zstd_bomb_in_a_section_of_planes": AT_LOAD,
     "frame_that_lies_about_a_gibibyte": AT_LOAD,
+    "rank_of_eight_thousand": AT_LOAD,
     "stored_bytes_of_an_exbibyte": AT_LOAD,
 }
 

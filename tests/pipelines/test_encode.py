@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,15 +80,28 @@ def test_casts(model: Model) -> None:
         holoray.encode({"x": np.full((70, 70), 1e6, np.float32)}, MemoryStore(), dtype="f16")
 
 
-@pytest.mark.parametrize("codec", ["planes", "raw", "spectral"])
-def test_the_store_does_not_depend_on_the_number_of_threads(model: Model, codec: str) -> None:
-    one, four = MemoryStore(), MemoryStore()
-    holoray.encode(model, one, codec=codec, threads=1)
-    holoray.encode(model, four, codec=codec, threads=4)
-    assert one.blobs == four.blobs
-    other = MemoryStore()
-    holoray.encode(model, other, codec=codec, seed=1)
-    assert (other.blobs["ROOT"] == one.blobs["ROOT"]) is False
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"codec": "planes"},
+        {"codec": "raw"},
+        {"codec": "spectral", "essential": 0.1},
+        {"codec": "projection", "coefficients": "float16"},
+        {"codec": "lowrank", "essential": 0.1},
+        {"codec": "lowrank", "rank": 20, "coefficients": "float16"},
+        {"codec": "auto"},
+    ],
+    ids=str,
+)
+def test_the_store_does_not_depend_on_the_number_of_threads(model: Model, options: dict[str, Any]) -> None:
+    one, *others = (MemoryStore() for _ in range(3))
+    holoray.encode(model, one, threads=1, **options)
+    for threads, store in zip((2, 5), others, strict=True):
+        holoray.encode(model, store, threads=threads, **options)
+        assert one.blobs == store.blobs
+    seeded = MemoryStore()
+    holoray.encode(model, seeded, seed=1, **options)
+    assert (seeded.blobs["ROOT"] == one.blobs["ROOT"]) is False
 
 
 @pytest.mark.parametrize(
@@ -102,7 +116,18 @@ def test_the_store_does_not_depend_on_the_number_of_threads(model: Model, codec:
         {"fragments": 5000},
         {"seed": -1},
         {"tile": -1},
+        {"essential": -0.1},
+        {"essential": 1.0},
+        {"essential": float("nan")},
+        {"essential": "much"},
+        {"rank": -1},
+        {"rank": 1.5},
+        {"energy": 1.1},
+        {"energy": float("inf")},
+        {"coefficients": "float64"},
+        {"pattern": ["*=automatic"]},
     ],
+    ids=str,
 )
 def test_options_without_meaning(options: dict[str, object], model: Model, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
