@@ -47,8 +47,13 @@ class Coder:
 
 CODERS: Final = (
     Coder("planes", "planes"),
-    Coder("spectral, float32", "spectral"),
     Coder("raw", "raw"),
+    Coder("spectral, float32", "spectral"),
+    Coder("spectral, float16", "spectral", {"coefficients": "float16"}),
+    Coder("spectral, float16, essential .3", "spectral", {"coefficients": "float16", "essential": 0.3}),
+    Coder("projection, float16", "projection", {"coefficients": "float16"}),
+    Coder("lowrank, float16", "lowrank", {"coefficients": "float16"}),
+    Coder("lowrank, float16, essential .3", "lowrank", {"coefficients": "float16", "essential": 0.3}),
 )
 
 
