@@ -16,9 +16,8 @@ ZSTD: Final = "zstd"
 NAMES: Final = (NONE, LZ4, ZSTD)
 
 ZSTD_LEVEL: Final = 1
-# Compression that saves less than this share costs more time at load than the bytes are worth (ADR 0003). Sections of
-# `planes` are what bytes are saved with; whole fragments (`raw`, `spectral`) are there to load at memory speed.
-MIN_SAVING: Final = 0.025
+# Compression that saves less than this share costs more time at load than the bytes are worth (ADR 0003): whole
+# fragments (`raw`, transforms) are there to load at memory speed.
 MIN_FRAGMENT_SAVING: Final = 0.3
 _SAMPLE_BYTES: Final = 1 << 16
 _LEAST_SAMPLE_BYTES: Final = 1 << 10
@@ -50,7 +49,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def compress(name: str, data: Any, min_saving: float = MIN_SAVING) -> tuple[str, Any]:
+def compress(name: str, data: Any, min_saving: float) -> tuple[str, Any]:
     """Compress a bytes-like object if that saves at least `min_saving`; returns (name actually used, bytes-like)."""
     view = memoryview(data).cast("B")
     if name == NONE or view.nbytes == 0 or not _promising(name, view, min_saving):
