@@ -23,8 +23,9 @@ from holoray.tensor import Array
 
 _HEAD = """# Benchmarks
 
-Measured by `make bench ARGS='--write docs/benchmarks.md'`; rates are GB/s (1e9) of tensor bytes, the best of several
-runs, data in memory or page cache. Ratios are of medians, measured in turns: they carry over to other machines.
+Measured in the environment of `make bench-rivals`, by `.venv-rivals/bin/python -m benchmarks.run --repeat 7 --write
+docs/benchmarks.md --plot docs/benchmarks-loads.png`. Rates are GB/s (1e9) of tensor bytes, the best of several runs, data
+in memory or page cache. Ratios are of medians, measured in turns: they carry over to other machines.
 """
 
 
@@ -35,7 +36,9 @@ def main() -> None:
     parser.add_argument("--only", choices=("planes", "transforms", "lowrank", "load", "fragments", "quality", "rivals"))
     parser.add_argument("--write", type=Path, help="also write the tables to this file")
     parser.add_argument("--json", type=Path, help="also write every row to this file")
-    parser.add_argument("--plot", type=Path, help="also draw the loads from throttled sources (needs matplotlib)")
+    parser.add_argument(
+        "--plot", type=Path, help="also draw the loads from throttled sources (needs matplotlib); beside --write's file"
+    )
     parser.add_argument("--megabytes", type=int, default=load.MODEL_BYTES >> 20, help="size of the rivals' model, MiB")
     parser.add_argument("--no-minilm", action="store_true", help="leave the rivals' second, real model out")
     arguments = parser.parse_args()
@@ -69,6 +72,7 @@ def main() -> None:
         print(parts[-1], flush=True)
         if arguments.plot is not None:
             rivals_report.plot(loads, arguments.plot)
+            parts.append(f"![Seconds to load, by the bandwidth of the source]({arguments.plot.name})\n")
     if arguments.json is not None:
         text = json.dumps({"machine": parts[0].strip(), "rows": rows}, indent=1, allow_nan=False)
         arguments.json.write_text(text, encoding="utf-8")
