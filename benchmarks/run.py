@@ -24,8 +24,8 @@ from holoray.tensor import Array
 _HEAD = """# Benchmarks
 
 Measured in the environment of `make bench-rivals`, by `.venv-rivals/bin/python -m benchmarks.run --repeat 7 --write
-docs/benchmarks.md --plot docs/benchmarks-loads.png`. Rates are GB/s (1e9) of tensor bytes, the best of several runs, data
-in memory or page cache. Ratios are of medians, measured in turns: they carry over to other machines.
+docs/benchmarks.md --plot docs/benchmarks-loads.png`. Rates are GB/s (1e9) of tensor bytes, the best of several runs,
+data in memory or page cache. Ratios are of medians, measured in turns: they carry over to other machines.
 """
 
 

@@ -266,3 +266,4 @@ def warm() -> None:
     for dtype in KINDS:
         spec = TensorSpec("warm", dtype, (1,))
         PlanesEncoder(spec, np.zeros(1, spec.numpy_dtype), EncodeOptions()).encode(0)
+    encode_section(np.zeros(1, np.uint8), np.empty(1 + CHUNK + SLACK_BYTES, np.uint8), 1, *encoding_tables())
