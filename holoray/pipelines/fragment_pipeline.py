@@ -100,31 +100,46 @@ class FragmentPipeline:
         tally, done = Tally(), 0
         laps = Laps(tally)
         opened = [tensors.open(unit.tensor) for unit in batch]
-        entries = [fragment for unit in batch for fragment in unit.fragments]
         landings = [to.landing(fragment) for to, unit in zip(opened, batch, strict=True) for fragment in unit.fragments]
-        buffered = sum(e.stored_bytes for e, landing in zip(entries, landings, strict=True) if landing is None)
         try:
-            with self.budget.borrow(buffered) as buffer:
+            with self._fetched(batch, landings, tally, laps) as payloads, self._scratch() as scratch:
                 laps.start()
-                payloads = fetch(self._store, entries, landings, buffer)
-                laps.lap("fetch")
-                with self._scratch() as scratch:
-                    laps.start()
-                    for unit, accumulator in zip(batch, opened, strict=True):
-                        own, payloads = payloads[: len(unit.fragments)], payloads[len(unit.fragments) :]
-                        self._decode(unit, own, accumulator, scratch, tally, laps)
-                        done += 1
-                        tensors.done(unit.tensor)
-                        laps.lap("finalize")
-                        if on_unit is not None:
-                            on_unit(unit)
-                            laps.start()
+                for unit, accumulator in zip(batch, opened, strict=True):
+                    own, payloads = payloads[: len(unit.fragments)], payloads[len(unit.fragments) :]
+                    self._decode(unit, own, accumulator, scratch, tally, laps)
+                    done += 1
+                    tensors.done(unit.tensor)
+                    laps.lap("finalize")
+                    if on_unit is not None:
+                        on_unit(unit)
+                        laps.start()
         except BaseException:
             for unit, accumulator in zip(batch[done:], opened[done:], strict=True):
                 accumulator.discard(unit.slot)
             raise
         finally:
             self.meter.add(tally)
+
+    @contextmanager
+    def _fetched(
+        self, batch: Sequence[Unit], landings: Sequence[memoryview | None], tally: Tally, laps: Laps
+    ) -> Iterator[Sequence[memoryview]]:
+        """The payloads of a batch, every one of which is what the manifest says."""
+        members = [(unit, fragment) for unit in batch for fragment in unit.fragments]
+        entries = [fragment for _, fragment in members]
+        buffered = sum(e.stored_bytes for e, landing in zip(entries, landings, strict=True) if landing is None)
+
+        def verify(member: int, payload: memoryview) -> None:
+            laps.lap("fetch")
+            unit, fragment = members[member]
+            with self._located(unit, tally):
+                name = self._manifest.tensors[unit.tensor].name
+                check_integrity(name, fragment, payload, strict=self._strict, source=self._store.uri)
+            laps.lap("verify")
+
+        with self.budget.borrow(buffered) as buffer:
+            laps.start()
+            yield fetch(self._store, entries, landings, buffer, verify)
 
     def _decode(
         self,
@@ -135,20 +150,22 @@ class FragmentPipeline:
         tally: Tally,
         laps: Laps,
     ) -> None:
-        name = self._manifest.tensors[unit.tensor].name
-        try:
-            for fragment, payload in zip(unit.fragments, payloads, strict=True):
-                check_integrity(name, fragment, payload, strict=self._strict, source=self._store.uri)
-            laps.lap("verify")
+        with self._located(unit, tally):
             raw = accumulator.decompress(unit.fragments, payloads, scratch)
             laps.lap("decompress")
             accumulator.accumulate(unit.slot, raw, scratch)
             laps.lap("accumulate")
-        except HolorayError as error:
-            tally.count("corrupt", len(unit.fragments), unit.stored_bytes)
-            raise _located(error, name, unit, self._store.uri) from error
         tally.count("applied", len(unit.fragments), unit.stored_bytes)
         tally.decoded_bytes += accumulator.slot_nbytes(unit.slot)
+
+    @contextmanager
+    def _located(self, unit: Unit, tally: Tally) -> Iterator[None]:
+        """Count a unit that turns out to be bad, and say in the error where it lies."""
+        try:
+            yield
+        except HolorayError as error:
+            tally.count("corrupt", len(unit.fragments), unit.stored_bytes)
+            raise _located(error, self._manifest.tensors[unit.tensor].name, unit, self._store.uri) from error
 
     @contextmanager
     def _scratch(self) -> Iterator[Scratch]:
