@@ -125,6 +125,7 @@ class Coordinator:
         self.metrics = JobMetrics()
         self.metrics.set("holoray_quality_target_ratio", max(qualities))
         self.metrics.set("holoray_build_info", 1, version=__version__, backend="cpu")
+        self._count_crew()
         self._server: MetricsServer | None = None
         try:
             manifest = open_expected(spec).manifest
@@ -205,7 +206,6 @@ class Coordinator:
         self._ticked = time.monotonic()
         self._guard_home()
         self._feed(Tick(time.monotonic()))
-        self.metrics.set("holoray_actors", len(self.crew()), role="worker")
         pending = sum(_fragments(call.task) for call in self._calls.values())
         self.metrics.set("holoray_fragments_pending", pending)
 
@@ -317,6 +317,7 @@ class Coordinator:
     def _welcome(self, name: str, hello: Hello) -> None:
         seat = self._seats[name]
         seat.node, seat.pid = hello.node, hello.pid
+        self._count_crew()
         if hello.error is not None:
             self._start_error = hello.error
             self._lost(name)
@@ -339,10 +340,14 @@ class Coordinator:
         if seat is None:
             return
         ray.kill(seat.handle, no_restart=True)
+        self._count_crew()
         self.metrics.inc("holoray_actor_restarts_total", role="worker")
         node = seat.node or seat.wanted_node
         if not seat.receiver:
             self._seat(node if node in self._living_nodes() else "")
+
+    def _count_crew(self) -> None:
+        self.metrics.set("holoray_actors", len(self.crew()), role="worker")
 
     def _drop_calls(self, name: str) -> None:
         for reference in [ref for ref, call in self._calls.items() if call.worker == name]:
