@@ -3,6 +3,7 @@
 #                              python3.12, python3.11 that is 3.11 to 3.13 and can make environments)
 #   make VENV=.venv-3.12       another environment beside the first
 #   make test ARGS='-k floors' more arguments for the tool behind a target
+#   make test JOBS=0           the tests in one process, e.g. for --pdb (default: a process for each core)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -10,6 +11,7 @@
 
 VENV ?= .venv
 ARGS ?=
+JOBS ?= auto
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FRESH := $(VENV)/.kernels
@@ -33,10 +35,12 @@ demo: $(FRESH) ## Warm up a real model on a local Ray, and watch it become exact
 # Numba's cache notices a change in the file of a kernel, but not in the files that it calls into.
 $(FRESH): $(STAMP) $(wildcard holoray/kernels/*.py)
 	@rm -f holoray/kernels/__pycache__/*.nb?
+	@echo "compiling the kernels"
+	@$(BIN)/python -c 'from holoray.kernels import registry; registry.warm()'
 	@touch $@
 
 test: $(FRESH) ## Run the tests (all but the slow ones and those that need a GPU)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## Check style, format and types
 	$(BIN)/ruff check .

@@ -191,7 +191,6 @@ def load(
 ) -> None:
     """Load a store, or as much of it as asked for, into a safetensors file."""
     out = _begin(json, quiet)
-    from holoray.pipelines.api import load_file
     from holoray.pipelines.plan import Target
     from holoray.pipelines.sealed_store import SealedStore
 
@@ -200,6 +199,8 @@ def load(
     sealed = SealedStore(store, expect)
     goal = Target(quality, nbytes, None if fragments is None else _indices(fragments))
     manifest = sealed.manifest
+    from holoray.pipelines.api import load_file  # the kernels: a wrong path is told without waiting for them
+
     with out.progress("loading", sealed.planned_bytes(goal)) as advance:
 
         def on_fragment(tensor: str, index: int, reached: float) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 from holoray.errors import FormatError, IntegrityError, SourceError, UsageError
 from holoray.fragment import TensorEntry
 from holoray.integrity import format_root, parse_root
 from holoray.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest
 from holoray.pipelines.curve import CurvePoint, QualityCurve, curve_of, store_curve
-from holoray.pipelines.loader import Loader, OnFragment
 from holoray.pipelines.plan import Target, select
 from holoray.pipelines.verify import BadFragment, verify
 from holoray.stores import MANIFEST, ROOT, Store, open_store
 from holoray.tensor import Array
+
+if TYPE_CHECKING:
+    from holoray.pipelines.loader import Loader, OnFragment
 
 _MAX_ROOT_BYTES = 4096
 
@@ -81,6 +83,8 @@ class SealedStore:
 
     def loader(self) -> Loader:
         """A load that can stop at a target and go on from there."""
+        from holoray.pipelines.loader import Loader  # brings the kernels, a second of imports that reading needs not
+
         return Loader(self.store, self.manifest, strict=self.strict)
 
     def planned_bytes(self, target: Target) -> int:
