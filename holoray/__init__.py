@@ -42,9 +42,12 @@ if TYPE_CHECKING:
     from holoray.pipelines.encode import EncodeReport as EncodeReport
     from holoray.pipelines.plan import Target as Target
     from holoray.pipelines.sealed_store import SealedStore as SealedStore
+    from holoray.pipelines.serve import StoreServer as StoreServer
+    from holoray.pipelines.serve import serve as serve
     from holoray.pipelines.tensor_codec import TensorDecoder as TensorDecoder
     from holoray.pipelines.tensor_codec import encode_tensor as encode_tensor
     from holoray.quality import Quality as Quality
+    from holoray.stores import FlightStore as FlightStore
     from holoray.stores import HttpStore as HttpStore
     from holoray.stores import LocalStore as LocalStore
     from holoray.stores import MemoryStore as MemoryStore
@@ -57,6 +60,7 @@ _HOMES: Final = {
     "CurvePoint": "pipelines.curve",
     "DeadlineError": "errors",
     "EncodeReport": "pipelines.encode",
+    "FlightStore": "stores",
     "FormatError": "errors",
     "Fragment": "fragment",
     "FragmentEntry": "fragment",
@@ -73,6 +77,7 @@ _HOMES: Final = {
     "SealedStore": "pipelines.sealed_store",
     "SourceError": "errors",
     "Store": "stores",
+    "StoreServer": "pipelines.serve",
     "Target": "pipelines.plan",
     "TensorDecoder": "pipelines.tensor_codec",
     "TensorEntry": "fragment",
@@ -84,6 +89,7 @@ _HOMES: Final = {
     "encode": "pipelines.api",
     "encode_tensor": "pipelines.tensor_codec",
     "open": "pipelines.api",
+    "serve": "pipelines.serve",
     "warm_up": "actors.warm_model",
 }
 __all__ = ["__version__", *_HOMES]
