@@ -1,4 +1,4 @@
-"""`holoray encode | inspect | verify | load | warmup | version`: parse, call, show; heavy imports wait for a verb."""
+"""`holoray encode | inspect | verify | load | warmup | serve | version`: parse, call, show; heavy imports wait."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless s
 StorePath = Annotated[
     str,
     typer.Argument(
-        help="Path or URI of the store: a directory, s3://…, gs://…, hdfs://…, http(s)://… and more.", metavar="STORE"
+        help="Path or URI of the store: a directory, s3://…, gs://…, hdfs://…, http(s)://…, grpc://….",
+        metavar="STORE",
     ),
 ]
 Expect = Annotated[
@@ -253,6 +254,40 @@ def warmup(
 
 
 @app.command()
+def serve(
+    store: StorePath,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback take TLS and a token.")] = (
+        "127.0.0.1"
+    ),
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM).", metavar="FILE")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Key of the certificate (PEM).", metavar="FILE")] = None,
+    token_env: Annotated[
+        str | None, typer.Option(help="Environment variable with the token that clients must show.", metavar="NAME")
+    ] = None,
+    readers: Annotated[int, typer.Option(help="Ranges sent at once; others wait.")] = 32,
+    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics; 0 takes a free port.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Serve a store to other machines over Arrow Flight (grpc://HOST:PORT), read only, until SIGINT or SIGTERM."""
+    out = _begin(json, quiet)
+    from holoray.cli.serve import run_serve
+
+    run_serve(
+        out,
+        store,
+        host=host,
+        port=port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        token_env=token_env,
+        readers=readers,
+        metrics_port=metrics_port,
+    )
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from holoray.version import __version__
@@ -280,6 +315,7 @@ def main() -> None:
     # What fails before a command could say so still answers in the format that was asked for.
     _output[0] = Output(json="--json" in sys.argv, quiet=False)
     signal.signal(signal.SIGINT, _interrupt)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said by our errors
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except _ParserError as error:

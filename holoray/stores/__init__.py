@@ -35,8 +35,9 @@ __all__ = [
 def open_store(where: Store | str | os.PathLike[str]) -> Store:
     """The store at a path or URI, chosen by its scheme; a Store is returned as it is.
 
-    No scheme and `file` are a local directory, `http` and `https` are read only, and so are `grpc` and
-    `grpc+tls` (a `holoray serve`), everything else goes through `pyarrow.fs`. Raises UsageError for a scheme that is not known here, naming the package that knows it.
+    No scheme and `file` are a local directory; `http`, `https` and `grpc`, `grpc+tls` (a `holoray serve`) are read
+    only; everything else goes through `pyarrow.fs`. Raises UsageError for a scheme that is not known here, naming
+    the package that knows it.
     """
     if isinstance(where, Store):
         return where

@@ -11,11 +11,11 @@ import os
 import re
 import ssl
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn
+from typing import Any, Final
 from urllib.parse import unquote
 
 import numpy as np
@@ -23,8 +23,9 @@ import pyarrow as pa
 from pyarrow import flight
 
 from holoray.errors import FormatError, LimitError, SourceError, UsageError
-from holoray.stores.base import Store
+from holoray.stores.base import check_blob_name
 from holoray.stores.limits import ReadLimits
+from holoray.stores.read_only import ReadOnlyStore
 from holoray.stores.uri import public, redacted, split
 
 TOKEN_VARIABLE: Final = "HOLORAY_TOKEN"
@@ -57,6 +58,9 @@ class Range:
     offset: int
     length: int
 
+    def __post_init__(self) -> None:
+        check_blob_name(self.name)
+
     @property
     def ticket(self) -> bytes:
         return b"%d %d %s" % (self.offset, self.length, self.name.encode("ascii"))
@@ -73,7 +77,7 @@ class Range:
         return cls(match[3].decode("ascii"), offset, length)
 
 
-class FlightStore(Store):
+class FlightStore(ReadOnlyStore):
     """Blobs of the one store that a server at `grpc://host:port` or `grpc+tls://host:port` serves.
 
     The token is the URI's user (`grpc+tls://TOKEN@host:port`), or else what HOLORAY_TOKEN holds; it is in no message
@@ -104,7 +108,7 @@ class FlightStore(Store):
 
     def size(self, name: str) -> int:
         with self._told(name, 0) as options:
-            info = self._client.get_flight_info(flight.FlightDescriptor.for_path(name), options)
+            info = self._client.get_flight_info(flight.FlightDescriptor.for_path(check_blob_name(name)), options)
             nbytes = int(info.total_bytes)
         if nbytes < 0:
             raise self._broken(name, "a negative size")
@@ -148,21 +152,6 @@ class FlightStore(Store):
                 if len(found) > _MAX_NAMES:
                     raise self._broken("", f"more than {_MAX_NAMES} names")
         return iter(sorted(found))
-
-    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
-        self._read_only()
-
-    def delete(self, name: str) -> None:
-        self._read_only()
-
-    def exclusive(self) -> AbstractContextManager[None]:
-        self._read_only()
-
-    def replacement(self) -> AbstractContextManager[Store]:
-        self._read_only()
-
-    def _read_only(self) -> NoReturn:
-        raise UsageError(f"{self.uri} can only be read", hint="encode to a directory or an object store, and serve that")
 
     @contextmanager
     def _opened(self, wanted: Range) -> Iterator[tuple[Any, int]]:
