@@ -18,9 +18,10 @@ _END: Final = (signal.SIGINT, signal.SIGTERM)
 
 def run_serve(out: Output, store: str, *, token_env: str | None, metrics_port: int | None, **options: Any) -> None:
     """Serve until SIGINT or SIGTERM; says where, once it listens."""
+    token = None if token_env is None else _token(token_env)
     # Blocked before the server's threads begin, which inherit it: a signal then waits for `sigwait`.
     signal.pthread_sigmask(signal.SIG_BLOCK, _END)
-    with serve(store, token=None if token_env is None else _token(token_env), **options) as server:
+    with serve(store, token=token, **options) as server:
         metrics = None if metrics_port is None else MetricsServer(server.metrics, metrics_port)
         where = f"serving {shown(open_store(store).uri)} at {server.uri}"
         out.result(

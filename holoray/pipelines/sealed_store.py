@@ -6,20 +6,19 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, overload
 
-from holoray.errors import FormatError, IntegrityError, SourceError, UsageError
+from holoray.errors import IntegrityError, UsageError
 from holoray.fragment import TensorEntry
 from holoray.integrity import format_root, parse_root
 from holoray.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest
 from holoray.pipelines.curve import CurvePoint, QualityCurve, curve_of, store_curve
 from holoray.pipelines.plan import Target, select
 from holoray.pipelines.verify import BadFragment, verify
-from holoray.stores import MANIFEST, ROOT, Store, open_store
+from holoray.stores import MANIFEST, Store, open_store
+from holoray.stores.root import read_root
 from holoray.tensor import Array
 
 if TYPE_CHECKING:
     from holoray.pipelines.loader import Loader, OnFragment
-
-_MAX_ROOT_BYTES = 4096
 
 
 class SealedStore:
@@ -33,7 +32,7 @@ class SealedStore:
     def __init__(self, where: Store | str | os.PathLike[str], expect: str | None = None) -> None:
         self.store = open_store(where)
         self.strict = expect is not None or self.store.remote
-        self.root = self._read_root()
+        self.root = read_root(self.store)
         if expect is not None and self.root != parse_root(expect, what="--expect"):
             raise IntegrityError(
                 f"{self.store.uri} has root {self.root}, not the expected one",
@@ -48,26 +47,6 @@ class SealedStore:
                 source=self.store.uri,
             )
         self.manifest: Manifest = read_manifest(encoded)
-
-    def _read_root(self) -> str:
-        try:
-            text = self.store.read(ROOT, _MAX_ROOT_BYTES)
-        except SourceError:  # asking first would cost every good store a round trip
-            if self.store.exists(ROOT):
-                raise
-            started = any(self.store.names())
-            what = "was never sealed: an encode was interrupted" if started else "is no holoray store"
-            hint = "run the same `holoray encode` again" if started else "is the path right?"
-            raise SourceError(f"{self.store.uri} {what}", hint=hint, source=self.store.uri) from None
-        try:
-            if not text.endswith(b"\n"):
-                raise ValueError
-            root = text.decode("ascii")[:-1]
-            if parse_root(root) != root:
-                raise ValueError
-        except ValueError:
-            raise FormatError(f"the ROOT file of {self.store.uri} is malformed", source=self.store.uri) from None
-        return root
 
     def load(
         self,

@@ -1,4 +1,4 @@
-"""Serve: a sealed store for others, by byte ranges over Arrow Flight; `holoray.stores.FlightStore` reads from it."""
+"""Serve: a store for others, by byte ranges over Arrow Flight; `holoray.stores.FlightStore` reads from it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from pyarrow import flight
 
 from holoray.errors import FormatError, SourceError, UsageError
 from holoray.metrics import JobMetrics
-from holoray.pipelines.sealed_store import SealedStore
+from holoray.stores import open_store
 from holoray.stores.base import Store, is_own
 from holoray.stores.flight import BUSY, MISSING, NAMES, SIZE, Range, check_token, is_loopback
+from holoray.stores.root import read_root
 
 LOOPBACK: Final = "127.0.0.1"
 READERS: Final = 32
@@ -72,13 +73,13 @@ class StoreServer:
         _check_exposure(host, certificate, token)
         if readers < 1:
             raise UsageError(f"readers must be at least 1, not {readers}")
-        sealed = SealedStore(where)
-        self.root = sealed.root
+        store = open_store(where)
+        self.root = read_root(store)
         self.metrics = metrics or JobMetrics()
         _check_free(host, port)
         self._slots = _Slots(readers)
         scheme = "grpc+tls" if certificate else "grpc"
-        blobs, address = _Blobs(sealed.store, self._slots), f"{scheme}://{_bracketed(host)}:{port}"
+        blobs, address = _Blobs(store, self._slots), f"{scheme}://{_bracketed(host)}:{port}"
         self._server = _listening(blobs, self.metrics, address, certificate, token)
         self.port: int = self._server.port
         reached = socket.gethostname() if host in ("0.0.0.0", "::") else host
@@ -283,6 +284,8 @@ def _check_exposure(host: str, certificate: Certificate | None, token: str | Non
 def _check_free(host: str, port: int) -> None:
     """Raises UsageError where the address cannot be listened on; gRPC says why in the log alone."""
     try:
+        if port not in range(1 << 16):
+            raise OverflowError("no such port")
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

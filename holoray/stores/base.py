@@ -38,8 +38,13 @@ def is_own(name: str) -> bool:
     return name in (ROOT, MANIFEST) or _FRAGMENTS.fullmatch(name) is not None or is_journal(name)
 
 
+def is_blob_name(name: str) -> bool:
+    """Whether it is a plain file name: nothing that leads elsewhere, nothing that a terminal would obey."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_blob_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not is_blob_name(name):
         raise UsageError(f"{name!r} is not a file name of a store")
     return name
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from holoray.errors import FormatError, LimitError, SourceError, UsageError
-from holoray.stores.base import check_blob_name
+from holoray.stores.base import check_blob_name, is_blob_name
 from holoray.stores.limits import ReadLimits
 from holoray.stores.read_only import ReadOnlyStore
 from holoray.stores.uri import public, redacted, split
@@ -121,20 +121,24 @@ class FlightStore(ReadOnlyStore):
             if size > limit:
                 raise LimitError(f"{name} has {size} bytes, more than the limit of {limit}", source=self.uri)
             out = bytearray(size)
-            self._fill(name, reader, memoryview(out)[: first.length])
-        got = self.read_into(name, first.length, memoryview(out)[first.length :])
-        return bytes(out[: first.length + got])
+            got = sum(self._filling(name, reader, memoryview(out)[: first.length]))
+        got += self.read_into(name, got, memoryview(out)[got:])
+        return bytes(out[:got])
 
     def read_into(self, name: str, offset: int, out: memoryview) -> int:
         done = 0
-        for start in range(0, out.nbytes, MAX_RANGE_BYTES):
-            piece = out[start : start + MAX_RANGE_BYTES]
-            with self._opened(Range(name, offset + start, piece.nbytes)) as (reader, size):
-                nbytes = min(piece.nbytes, max(0, size - offset - start))
-                self._fill(name, reader, piece[:nbytes])
-            done += nbytes
-            if nbytes < piece.nbytes:
-                break
+        try:
+            for start in range(0, out.nbytes, MAX_RANGE_BYTES):
+                piece = out[start : start + MAX_RANGE_BYTES]
+                with self._opened(Range(name, offset + start, piece.nbytes)) as (reader, size):
+                    wanted = min(piece.nbytes, max(0, size - offset - start))
+                    for nbytes in self._filling(name, reader, piece[:wanted]):
+                        done += nbytes
+                if wanted < piece.nbytes:
+                    break
+        except SourceError as error:
+            error.received = done
+            raise
         return done
 
     def exists(self, name: str) -> bool:
@@ -145,12 +149,14 @@ class FlightStore(ReadOnlyStore):
         return True
 
     def names(self) -> Iterator[str]:
-        found: list[str] = []
+        found: set[str] = set()
         with self._told("", 0) as options:
-            for result in self._client.do_action(flight.Action(NAMES, b""), options):
-                found.append(_decoded(result.body))
-                if len(found) > _MAX_NAMES:
+            for count, result in enumerate(self._client.do_action(flight.Action(NAMES, b""), options)):
+                if count >= _MAX_NAMES:
                     raise self._broken("", f"more than {_MAX_NAMES} names")
+                name = bytes(memoryview(result.body)[:256]).decode("ascii", "replace")
+                if is_blob_name(name):
+                    found.add(name)
         return iter(sorted(found))
 
     @contextmanager
@@ -168,8 +174,8 @@ class FlightStore(ReadOnlyStore):
                 reader.cancel()
                 raise
 
-    def _fill(self, name: str, reader: Any, out: memoryview) -> None:
-        """Exactly the bytes of `out`, and the end of the stream after them."""
+    def _filling(self, name: str, reader: Any, out: memoryview) -> Iterator[int]:
+        """Fill `out`, and see the end of the stream after it; gives the bytes of each piece when it is there."""
         target, done = np.frombuffer(out, np.uint8), 0
         for chunk in reader:
             piece = chunk.app_metadata
@@ -177,6 +183,7 @@ class FlightStore(ReadOnlyStore):
                 raise self._broken(name, "more bytes than there are" if piece else "a piece without bytes")
             target[done : done + piece.size] = np.frombuffer(piece, np.uint8)
             done += piece.size
+            yield piece.size
         if done < target.size:
             raise self._broken(name, f"{done} of {target.size} bytes")
 
@@ -254,7 +261,3 @@ def _trusted(uri: str) -> bytes:
     except OSError:
         hint = "let SSL_CERT_FILE name a file of certificates (PEM)"
         raise UsageError(f"no trusted certificates for {uri}", hint=hint) from None
-
-
-def _decoded(name: Any) -> str:
-    return bytes(name[:1024]).decode("ascii", "replace")

@@ -28,6 +28,7 @@ _DENIED: Final = (401, 403, 407)
 _NO_SUCH_RANGE: Final = 416
 _NUMBER: Final = re.compile(r"\d{1,18}", re.ASCII)
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
+_CHUNK_BYTES: Final = 256 << 10
 _ERROR_PAGE_BYTES: Final = 64 << 10  # read and thrown away so that the connection can be kept; longer ones close it
 
 
@@ -76,13 +77,20 @@ class HttpStore(ReadOnlyStore):
             if total > limit:
                 raise LimitError(f"{name} has {total} bytes, more than the limit of {limit}", source=self.uri)
             out = bytearray(total)
-            return bytes(out[: _fill(response, memoryview(out)[: part.length])])
+            return bytes(out[: sum(_filling(response, memoryview(out)[: part.length]))])
 
     def read_into(self, name: str, offset: int, out: memoryview) -> int:
         if not out.nbytes:
             return 0
-        with self._range(name, offset, out.nbytes) as (response, part):
-            return _fill(response, out[: part.length])
+        done = 0
+        try:
+            with self._range(name, offset, out.nbytes) as (response, part):
+                for nbytes in _filling(response, out[: part.length]):
+                    done += nbytes
+        except SourceError as error:
+            error.received = done
+            raise
+        return done
 
     def exists(self, name: str) -> bool:
         with self._asked("HEAD", name) as response:
@@ -150,10 +158,7 @@ class HttpStore(ReadOnlyStore):
                 return response
             _finish(response)
             response.release_conn()
-            try:
-                target = redirects.follow(hop, location)
-            except OSError:
-                target = Objection("it redirects to a host that is not known")
+            target = redirects.follow(hop, location)
             if isinstance(target, Objection):
                 raise self._error(name, target.why, "is the URL right? Use the address where the store really is")
             hop = target
@@ -230,14 +235,15 @@ def _part(response: urllib3.BaseHTTPResponse, offset: int, length: int) -> _Part
     return _Part(given, total) if honest and (total is None or given == there) else None
 
 
-def _fill(response: urllib3.BaseHTTPResponse, out: memoryview) -> int:
+def _filling(response: urllib3.BaseHTTPResponse, out: memoryview) -> Iterator[int]:
+    """Fill `out`; gives the bytes of each read. What a read had when the connection broke is lost."""
     done = 0
     while done < out.nbytes:
-        got = response.readinto(out[done:])
+        got = response.readinto(out[done : done + _CHUNK_BYTES])
         if not got:
             break
         done += got
-    return done
+        yield got
 
 
 def _finish(response: urllib3.BaseHTTPResponse) -> None:

@@ -49,17 +49,23 @@ def follow(hop: Hop, location: str) -> Hop | Objection:
     """Where `location`, as a server at `hop` answered it, leads; the host is looked up here, and only here.
 
     To another host, its addresses must be no closer to us than those of the host that sends us there: a server on the
-    web must not make us ask our own network. Raises UsageError for what is no URI, OSError for an unknown host.
+    web must not make us ask our own network.
     """
-    target = Hop(urljoin(hop.url, location))
-    scheme, host, port = target.origin
+    try:
+        target = Hop(urljoin(hop.url, location))
+        scheme, host, port = target.origin
+    except ValueError:
+        return Objection("it redirects to what is no URI")
     if scheme not in _PORTS or not host:
-        return Objection(f"it redirects to {scheme or 'nothing'}://, which is not the web")
+        return Objection(f"it redirects to {scheme}, which is not the web")
     if (hop.origin[0], scheme) == ("https", "http"):
         return Objection("it redirects from https to http")
     if target.origin == hop.origin:
         return Hop(target.url, hop.address)
-    addresses = _addresses(host, port)
+    try:
+        addresses = _addresses(host, port)
+    except (OSError, UnicodeError):
+        return Objection("it redirects to a host that is not known")
     here = scope(hop.address) if hop.address else min(map(scope, _addresses(*hop.origin[1:])))
     if max(map(scope, addresses)) > here:
         return Objection(f"it redirects from a {here.name.lower()} address to a closer one, {public(target.url)[:200]}")

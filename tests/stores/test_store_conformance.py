@@ -22,7 +22,7 @@ from serving import S3, FileServer, s3_server, served
 
 import holoray
 from holoray.errors import CapacityError, LimitError, SourceError, UsageError
-from holoray.stores import HttpStore, LocalStore, MemoryStore, RemoteStore, Store
+from holoray.stores import FlightStore, HttpStore, LocalStore, MemoryStore, RemoteStore, Store
 from holoray.tensor import Array
 
 Model = dict[str, Array]
@@ -232,15 +232,8 @@ class TestS3(RemoteStoreTests):
         assert "permissions" in caught.value.hint
 
 
-class TestHttpStore(StoreReadTests):
-    @pytest.fixture
-    def server(self, tmp_path: Path) -> Iterator[FileServer]:
-        with served(tmp_path) as server:
-            yield server
-
-    @pytest.fixture
-    def store(self, server: FileServer) -> Store:
-        return HttpStore(server.url)
+class ReadOnlyStoreTests(StoreReadTests):
+    """What a store that others serve, from `tmp_path`, does besides."""
 
     @pytest.fixture(autouse=True)
     def _directory(self, tmp_path: Path) -> None:
@@ -260,14 +253,25 @@ class TestHttpStore(StoreReadTests):
             with pytest.raises(UsageError, match="only be read"):
                 write()
 
+    def test_a_store_travels_by_pickle(self, store: Store) -> None:
+        self.write(store, "a", b"x")
+        assert pickle.loads(pickle.dumps(store)).read("a", 1) == b"x"  # noqa: S301
+
+
+class TestHttpStore(ReadOnlyStoreTests):
+    @pytest.fixture
+    def server(self, tmp_path: Path) -> Iterator[FileServer]:
+        with served(tmp_path) as server:
+            yield server
+
+    @pytest.fixture
+    def store(self, server: FileServer) -> Store:
+        return HttpStore(server.url)
+
     def test_names_without_a_listing(self, store: Store) -> None:
         assert list(store.names()) == []
         self.write(store, "ROOT", b"x")
         assert list(store.names()) == ["ROOT"]
-
-    def test_a_store_travels_by_pickle(self, store: Store) -> None:
-        self.write(store, "a", b"x")
-        assert pickle.loads(pickle.dumps(store)).read("a", 1) == b"x"  # noqa: S301
 
     def test_connections_are_reused(self, store: Store, server: FileServer) -> None:
         self.write(store, "a", b"0123456789")
@@ -312,6 +316,47 @@ class TestHttpStore(StoreReadTests):
         self.write(store, "a", b"0123456789")
         server.mode = "redirect"
         assert store.read("a", 10) == b"0123456789"
+
+
+class TestFlightStore(ReadOnlyStoreTests):
+    @pytest.fixture
+    def store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+        """Behind a real server, which for once serves files that no store has."""
+        holoray.encode({"w": np.zeros(3, np.float32)}, tmp_path)
+        monkeypatch.setattr("holoray.pipelines.serve.is_own", lambda name: name in ("a", "a.arrow"))
+        with holoray.serve(tmp_path) as server:
+            yield FlightStore(server.uri)
+
+    def test_lists_what_is_there(self, store: Store) -> None:
+        assert list(store.names()) == []
+        self.write(store, "a.arrow", b"1")
+        self.write(store, "b", b"2")
+        self.write(store, "a", b"3")
+        assert list(store.names()) == ["a", "a.arrow"]
+
+    def test_only_plain_names_are_asked_for(self, store: Store) -> None:
+        for name in ("../x", "/etc/passwd", "", ".lock", "a/b", "a\0", "a\n", "é", "x" * 300):
+            for access in (store.size, lambda name: store.read(name, 9)):
+                with pytest.raises(UsageError, match="is not a file name"):
+                    access(name)
+
+    @given(size=st.integers(0, 50), offset=st.integers(0, 60), length=st.integers(1, 60), piece=st.integers(1, 20))
+    @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_ranges_come_in_pieces(self, store: Store, size: int, offset: int, length: int, piece: int) -> None:
+        self.write(store, "a", bytes(range(size)))
+        out = bytearray(length)
+        with mock.patch("holoray.pipelines.serve.PIECE_BYTES", piece):
+            got = store.read_into("a", offset, memoryview(out))
+            with mock.patch("holoray.stores.flight.MAX_RANGE_BYTES", piece):
+                assert store.read_into("a", offset, memoryview(bytearray(length))) == got
+        assert out[:got] == bytes(range(size))[offset : offset + length]
+
+    def test_blobs_beyond_the_first_answer(self, store: Store) -> None:
+        data = np.random.default_rng(0).bytes(3_000_001)
+        self.write(store, "a", data)
+        assert store.read("a", len(data)) == data
+        with pytest.raises(LimitError):
+            store.read("a", len(data) - 1)
 
 
 class TestLocalStore(StoreTests):
