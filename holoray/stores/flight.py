@@ -33,7 +33,6 @@ NAMES: Final = "names"  # the action that lists blobs, one a result
 SIZE: Final = b"size"  # key in the schema's metadata
 MISSING, BUSY = b"missing", b"busy"  # extra information of errors
 MAX_RANGE_BYTES: Final = 256 << 20
-_FIRST_BYTES: Final = 1 << 20  # of a blob whose size is not known yet
 _MAX_MESSAGE_BYTES: Final = 4 << 20
 _MAX_NAMES: Final = 1_000_000
 _TICKET: Final = re.compile(rb"(\d{1,19}) (\d{1,19}) ([A-Za-z0-9][A-Za-z0-9_.-]{0,254})")
@@ -101,7 +100,10 @@ class FlightStore(ReadOnlyStore):
             raise UsageError(f"the token for {self.uri} would travel in the clear", hint=hint)
         self._headers = [(b"authorization", b"Bearer " + self._token.encode())] if self._token else []
         certificates = _trusted(self.uri) if tls else None
-        self._client = flight.FlightClient(self.uri, tls_root_certs=certificates, generic_options=list(_CHANNEL))
+        try:
+            self._client = flight.FlightClient(self.uri, tls_root_certs=certificates, generic_options=list(_CHANNEL))
+        except pa.ArrowException:
+            raise UsageError(f"{self.uri} is no address", hint="is it spelt right?") from None
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reopened, (self.uri, self._token, self.limits)
@@ -113,33 +115,6 @@ class FlightStore(ReadOnlyStore):
         if nbytes < 0:
             raise self._broken(name, "a negative size")
         return nbytes
-
-    def read(self, name: str, limit: int) -> bytes:
-        """As every store does, but small blobs in one request: opening a store should not cost more than it must."""
-        first = Range(name, 0, min(limit, _FIRST_BYTES))
-        with self._opened(first) as (reader, size):
-            if size > limit:
-                raise LimitError(f"{name} has {size} bytes, more than the limit of {limit}", source=self.uri)
-            out = bytearray(size)
-            got = sum(self._filling(name, reader, memoryview(out)[: first.length]))
-        got += self.read_into(name, got, memoryview(out)[got:])
-        return bytes(out[:got])
-
-    def read_into(self, name: str, offset: int, out: memoryview) -> int:
-        done = 0
-        try:
-            for start in range(0, out.nbytes, MAX_RANGE_BYTES):
-                piece = out[start : start + MAX_RANGE_BYTES]
-                with self._opened(Range(name, offset + start, piece.nbytes)) as (reader, size):
-                    wanted = min(piece.nbytes, max(0, size - offset - start))
-                    for nbytes in self._filling(name, reader, piece[:wanted]):
-                        done += nbytes
-                if wanted < piece.nbytes:
-                    break
-        except SourceError as error:
-            error.received = done
-            raise
-        return done
 
     def exists(self, name: str) -> bool:
         try:
@@ -174,8 +149,19 @@ class FlightStore(ReadOnlyStore):
                 reader.cancel()
                 raise
 
-    def _filling(self, name: str, reader: Any, out: memoryview) -> Iterator[int]:
-        """Fill `out`, and see the end of the stream after it; gives the bytes of each piece when it is there."""
+    def _beginning(self, name: str, length: int) -> tuple[int, bytes]:
+        with self._opened(Range(name, 0, length)) as (reader, size):
+            out = bytearray(min(length, size))
+            for _ in self._received(name, reader, out):
+                pass
+        return size, bytes(out)
+
+    def _filling(self, name: str, offset: int, out: memoryview) -> Iterator[int]:
+        with self._opened(Range(name, offset, out.nbytes)) as (reader, size):
+            yield from self._received(name, reader, out[: max(0, size - offset)])
+
+    def _received(self, name: str, reader: Any, out: bytearray | memoryview) -> Iterator[int]:
+        """Fill `out` exactly, and see the end of the stream after it."""
         target, done = np.frombuffer(out, np.uint8), 0
         for chunk in reader:
             piece = chunk.app_metadata

@@ -14,7 +14,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, ProtocolError, TimeoutError
 from urllib3.util import make_headers, parse_url
 
-from holoray.errors import LimitError, SourceError
+from holoray.errors import SourceError
 from holoray.stores import redirects
 from holoray.stores.base import MANIFEST, ROOT
 from holoray.stores.limits import ReadLimits
@@ -70,27 +70,17 @@ class HttpStore(ReadOnlyStore):
             raise self._error(name, "the server does not say how long it is", "serve it as a plain file")
         return length
 
-    def read(self, name: str, limit: int) -> bytes:
-        """As every store does, but in one request: opening a store should not cost more round trips than it must."""
-        with self._range(name, 0, limit + 1) as (response, part):
-            total = part.length if part.total is None else part.total
-            if total > limit:
-                raise LimitError(f"{name} has {total} bytes, more than the limit of {limit}", source=self.uri)
-            out = bytearray(total)
-            return bytes(out[: sum(_filling(response, memoryview(out)[: part.length]))])
+    def _beginning(self, name: str, length: int) -> tuple[int, bytes]:
+        with self._range(name, 0, length + 1) as (response, part):  # there is no range of nothing
+            out = bytearray(part.length)
+            got = sum(_received(response, memoryview(out)))
+        if part.total is None and got > length:
+            raise self._error(name, "the server does not say how long it is", "serve it as a plain file")
+        return got if part.total is None else part.total, bytes(out[:length])
 
-    def read_into(self, name: str, offset: int, out: memoryview) -> int:
-        if not out.nbytes:
-            return 0
-        done = 0
-        try:
-            with self._range(name, offset, out.nbytes) as (response, part):
-                for nbytes in _filling(response, out[: part.length]):
-                    done += nbytes
-        except SourceError as error:
-            error.received = done
-            raise
-        return done
+    def _filling(self, name: str, offset: int, out: memoryview) -> Iterator[int]:
+        with self._range(name, offset, out.nbytes) as (response, part):
+            yield from _received(response, out[: part.length])
 
     def exists(self, name: str) -> bool:
         with self._asked("HEAD", name) as response:
@@ -235,8 +225,8 @@ def _part(response: urllib3.BaseHTTPResponse, offset: int, length: int) -> _Part
     return _Part(given, total) if honest and (total is None or given == there) else None
 
 
-def _filling(response: urllib3.BaseHTTPResponse, out: memoryview) -> Iterator[int]:
-    """Fill `out`; gives the bytes of each read. What a read had when the connection broke is lost."""
+def _received(response: urllib3.BaseHTTPResponse, out: memoryview) -> Iterator[int]:
+    """Fill `out`; gives the bytes of each read."""
     done = 0
     while done < out.nbytes:
         got = response.readinto(out[done : done + _CHUNK_BYTES])

@@ -12,8 +12,9 @@ class ReadLimits:
     """What a store that reads from a server puts up with.
 
     An answer of n bytes has `answer_s + n / slowest_bytes_per_s` seconds, from the request to its last byte: a limit a
-    read from the socket would let a server that sends a byte now and then hold us for ever. For HTTP also: `stall_s`
-    without a single byte, `connect_s` to a connection (TLS included), and `redirects` of one request.
+    read from the socket would let a server that sends a byte now and then hold us for ever. Reads are cut into
+    requests of 8 MiB, so n is no more. For HTTP also: `stall_s` without a single byte, `connect_s` to a connection
+    (TLS included), and `redirects` of one request.
     """
 
     connect_s: float = 10.0

@@ -248,6 +248,18 @@ def test_workers_fetch_over_http(store: Path, sealed: SealedStore, checkpoint: d
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_workers_fetch_from_a_server(
+    store: Path, sealed: SealedStore, checkpoint: dict[str, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token is in the environment of the driver, and nowhere else."""
+    monkeypatch.setenv("HOLORAY_TOKEN", "t0ken")
+    with holoray.serve(store, token="t0ken") as server, warm_up(server.uri, workers=2, qualities=QUALITIES) as model:
+        model.wait(timeout_s=60)
+        assert_exact(model, sealed, checkpoint)
+        assert server.metrics.value("holoray_served_calls_total", outcome="refused") == 0
+
+
+@pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("last", [False, True])
 def test_a_failing_callback_is_not_lost(last: bool, store: Path) -> None:
     def fail(model: WarmModel, generation: Generation) -> None:

@@ -159,6 +159,22 @@ def test_a_hostile_server_is_a_source_error(answer: Answer, message: str, limits
     assert "t0ken" not in text
 
 
+def test_a_blob_of_no_known_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bytes 0-4/*` says that there are five bytes, and not whether there are more."""
+    monkeypatch.setattr("holoray.stores.read_only._FIRST_BYTES", 4)
+    answer = head("Content-Range: bytes 0-4/*", "Content-Length: 5") + b"abcde"
+    with hostile(says(answer)) as server, pytest.raises(SourceError, match="how long"):
+        HttpStore(server.url, limits=PATIENT).read("ROOT", 10)
+
+
+def test_what_came_before_it_broke_off_is_counted() -> None:
+    """So that somebody can go on from there."""
+    answer = part(0, 1 << 20, total=1 << 20) + bytes(700_000)
+    with hostile(says(answer)) as server, pytest.raises(SourceError, match=BROKE) as caught:
+        HttpStore(server.url, limits=PATIENT).read_into("a", 0, memoryview(bytearray(1 << 20)))
+    assert 2 << 18 <= caught.value.received <= 700_000
+
+
 # -- redirects -------------------------------------------------------------------------------------------
 
 

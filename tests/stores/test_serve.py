@@ -172,6 +172,8 @@ def test_a_server_that_dies_in_the_middle_of_an_answer(tmp_path: Path) -> None:
         if process.stdout is not None:
             process.stdout.close()
     assert failed[0].hint
+    assert failed[0].received == 2 << 20
+    assert all(out[64 : 2 << 20 : 4096])
     assert not any(out[3 << 20 :])
 
 
@@ -196,7 +198,7 @@ def test_what_the_command_refuses(store: Path) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.com"])
 def test_other_machines_need_tls_and_a_token(host: str, store: Path, tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path, "127.0.0.1")
-    tls = {"tls_cert": certificate.chain, "tls_key": certificate.key}
+    tls: dict[str, Any] = {"tls_cert": certificate.chain, "tls_key": certificate.key}
     options: tuple[dict[str, Any], ...] = ({}, {"token": TOKEN}, tls)
     for given in options:
         with pytest.raises(UsageError, match="TLS and a token") as caught:
@@ -207,7 +209,7 @@ def test_other_machines_need_tls_and_a_token(host: str, store: Path, tmp_path: P
 def test_tls_and_a_token(store: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificate = make_certificate(tmp_path, "127.0.0.1")
     other = make_certificate(tmp_path, "other.example")
-    tls = {"tls_cert": certificate.chain, "tls_key": certificate.key}
+    tls: dict[str, Any] = {"tls_cert": certificate.chain, "tls_key": certificate.key}
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.chain))
     with holoray.serve(store, host="0.0.0.0", token=TOKEN, **tls) as server:
         uri = f"grpc+tls://127.0.0.1:{server.port}"

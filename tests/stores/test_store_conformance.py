@@ -347,7 +347,7 @@ class TestFlightStore(ReadOnlyStoreTests):
         out = bytearray(length)
         with mock.patch("holoray.pipelines.serve.PIECE_BYTES", piece):
             got = store.read_into("a", offset, memoryview(out))
-            with mock.patch("holoray.stores.flight.MAX_RANGE_BYTES", piece):
+            with mock.patch("holoray.stores.read_only.PIECE_BYTES", piece):
                 assert store.read_into("a", offset, memoryview(bytearray(length))) == got
         assert out[:got] == bytes(range(size))[offset : offset + length]
 
