@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 import holoray
-from holoray.actors import shared_memory
+from holoray.actors import locks
 from holoray.actors.goals import Goal, goals, needs_sealing
+from holoray.actors.locks import Names, hold_lock, is_held, new_job, remove_job, sweep
 from holoray.actors.messages import Slot
 from holoray.actors.segment import ALIGNMENT, Layout, NodeMemory, attach_weights, weights_layout
-from holoray.actors.shared_memory import Names, attach, create_or_attach, hold_lock, is_held, new_job, remove_job, sweep
+from holoray.actors.shared_memory import attach, create_or_attach
 from holoray.errors import CapacityError, SourceError, WorkerLostError
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.plan import Unit
@@ -113,7 +114,7 @@ def test_no_room_is_a_capacity_error(names: Names) -> None:
     with file_size_limit(1 << 16), pytest.raises(CapacityError, match="bytes are free") as caught:
         create_or_attach(names.segment(1), 1 << 20)
     assert "shm-size" in caught.value.hint
-    assert not [p for p in shared_memory.DIRECTORY.glob(f"holoray-{names.job}-*") if not p.name.endswith(".lock")]
+    assert not [p for p in locks.DIRECTORY.glob(f"holoray-{names.job}-*") if not p.name.endswith(".lock")]
     assert create_or_attach(names.segment(1), 1 << 20).size == 1 << 20  # with room again
 
 
@@ -130,7 +131,7 @@ def test_a_half_made_segment_of_a_dead_process_is_made_again(names: Names) -> No
 
 
 def hold_in_child(path: Path) -> subprocess.Popen[str]:
-    code = "import sys, time; from holoray.actors.shared_memory import *; hold_lock(Path(sys.argv[1])); "
+    code = "import sys, time; from holoray.actors.locks import *; hold_lock(Path(sys.argv[1])); "
     code += "print('held', flush=True); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
@@ -145,10 +146,10 @@ def test_the_lock_of_a_process_tells_whether_it_lives(names: Names) -> None:
     try:
         assert is_held(path)
         with pytest.raises(WorkerLostError):
-            shared_memory.await_gone(path, timeout_s=0.05)
+            locks.await_gone(path, timeout_s=0.05)
     finally:
         child.kill()
-        shared_memory.await_gone(path)
+        locks.await_gone(path)
         child.communicate()
     assert not is_held(path)
 
@@ -168,7 +169,7 @@ def test_sweep_removes_dead_jobs_and_only_those() -> None:
     finally:
         os.close(lock)
         remove_job(alive.job)
-    assert not list(shared_memory.DIRECTORY.glob(f"holoray-{alive.job}-*"))
+    assert not list(locks.DIRECTORY.glob(f"holoray-{alive.job}-*"))
 
 
 def test_refining_generation_after_generation(names: Names, sealed: SealedStore, checkpoint: dict[str, Array]) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from functools import cache
 
 import pytest
-from simulator import PATIENT, Faults, Simulation, make_manifest
+from schedules import manifest_of, run, schedule
+from simulator import PATIENT
 
 from holoray.actors.goals import check_qualities, goals
 from holoray.actors.messages import (
@@ -16,6 +15,7 @@ from holoray.actors.messages import (
     Kind,
     Publish,
     Restart,
+    Survey,
     Taken,
     TaskDone,
     TaskFailed,
@@ -28,46 +28,25 @@ from holoray.actors.state import Brain
 from holoray.errors import HolorayError, IntegrityError, SourceError, UsageError, WorkerLostError
 from holoray.manifest import Manifest
 
-SCHEDULES = 1_500
-manifest_of = cache(make_manifest)
-
-
-def schedule(seed: int) -> Simulation:
-    """Everything about a schedule, from its seed."""
-    rng = random.Random(seed)
-    faults = Faults(
-        kills=rng.randint(0, 6),
-        node_losses=rng.randint(0, 2),
-        failures=rng.choice([0.0, 0.1]),
-        duplicates=rng.choice([0.0, 0.3]),
-        hangs=rng.choice([0.0, 0.0, 0.03]),
-        start_failures=rng.choice([0.0, 0.2]),
-    )
-    return Simulation(
-        seed,
-        manifest_of(rng.randrange(20)),
-        rng.choice([(1.0,), (0.5, 1.0), (0.5, 0.9, 0.99, 1.0), (0.3, 0.9)]),
-        nodes=rng.randint(1, 3),
-        workers=rng.randint(1, 5),
-        receiver=rng.random() < 0.3,
-        faults=faults,
-    )
+PART = 100
 
 
 @pytest.mark.parametrize("part", range(10))
 def test_every_schedule_ends_whole(part: int) -> None:
-    for seed in range(part, SCHEDULES, 10):
-        try:
-            simulation = schedule(seed).run()
-            assert simulation.gave_up is None
-            assert simulation.published[-1].final
-        except AssertionError as error:
-            raise AssertionError(f"schedule({seed}): {error}") from error
+    for seed in range(part * PART, (part + 1) * PART):
+        run(seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("part", range(10))
+def test_very_many_schedules_end_whole(part: int) -> None:
+    for seed in range(part * 100 * PART, (part + 1) * 100 * PART):
+        run(seed)
 
 
 def test_same_seed_same_schedule() -> None:
     for seed in range(0, 200, 7):
-        assert schedule(seed).run().log == schedule(seed).run().log
+        assert schedule(seed).run().digest() == schedule(seed).run().digest()
 
 
 def test_equal_workers_get_equal_shares() -> None:
@@ -89,8 +68,16 @@ def brain(policy: Policy = Policy(), workers: int = 2, manifest: Manifest | None
 
 
 def join(machine: Brain, *workers: str) -> list[Assign]:
-    commands = [c for w in workers for c in machine.handle(WorkerJoined(0.0, w, "n0"))]
-    return [c for c in commands if isinstance(c, Assign)]
+    """What workers of a node are asked to do at first; the survey of the node, which is answered, left out."""
+    assigned: list[Assign] = []
+    for worker in workers:
+        for command in machine.handle(WorkerJoined(0.0, worker, "n0")):
+            if isinstance(command, Assign) and command.kind is Kind.SURVEY:
+                answered = machine.handle(TaskDone(0.0, worker, command.epoch, Survey()))
+                assigned += [c for c in answered if isinstance(c, Assign)]
+            elif isinstance(command, Assign):
+                assigned.append(command)
+    return assigned
 
 
 def test_workers_pull_two_tasks_at_a_time() -> None:

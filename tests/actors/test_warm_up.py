@@ -170,7 +170,7 @@ def test_a_hung_worker_is_replaced(store: Path, sealed: SealedStore, checkpoint:
 def test_a_killed_coordinator_changes_nothing(store: Path, sealed: SealedStore, checkpoint: dict[str, Array]) -> None:
     with warm_up(SlowStore(store, SLOW_S), workers=2, qualities=QUALITIES) as model:
         model.wait(0.9, timeout_s=60)
-        ray.kill(model._coordinator)
+        ray.kill(model._crew.coordinator)
         model.wait(timeout_s=60)
         assert_exact(model, sealed, checkpoint)
         numbers = [g["generation"] for g in model.generations]
