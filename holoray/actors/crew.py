@@ -193,10 +193,13 @@ class Crew:
         self._guard_home()
 
     def _guard_home(self) -> None:
-        """The consumer's node needs somebody who fills its segment: a receiver, if no worker is there."""
+        """The consumer's node needs somebody who fills its segment: a receiver, if workers go to other nodes."""
         nodes = {seat.member.node if seat.member else seat.wanted_node for seat in self._seats.values()}
+        if self._home in nodes:
+            return
         starting = any(seat.pending for seat in self._seats.values())
-        if self._home not in nodes and (not starting or time.monotonic() > self._began + _HOME_S):
+        overdue = time.monotonic() > self._began + _HOME_S and len(remote.living_nodes()) > 1
+        if overdue or not starting:
             self._seat(self._home, receiver=True)
 
     def _seat(self, node: str = "", *, receiver: bool = False) -> None:

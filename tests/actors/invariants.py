@@ -95,9 +95,10 @@ class Invariants:
             self._is_needed(task)
 
     def _is_needed(self, task: Assign) -> None:
-        """Nothing is read that a node with a worker holds, also after a coordinator died; unless an answer was lost."""
+        """Nothing is read that a surveyed node holds, also after a coordinator died; unless an answer was lost."""
         world = self._world
-        for name in {worker.node for worker in world.brain._workers.values()} & set(world.segments):
+        known = {name for name, node in world.brain._nodes.items() if node.known}
+        for name in known & set(world.segments):
             segment = world.segments[name].get(task.generation, {})
             for slot in set(slots_of(task)) - self._excused:
                 assert segment.get(slot, GARBAGE) == GARBAGE, f"nothing twice: {slot} is read, but {name} holds it"
