@@ -46,7 +46,7 @@ class Policy:
 
 def _check(name: str, value: float, least: int) -> None:
     if not value >= least:
-        raise UsageError(f"{name} is {value}, but must be at least {least}")
+        raise UsageError(f"{name} is {value}, but must be at least {least}", hint="leave it out for the usual bound")
 
 
 @dataclass(frozen=True, slots=True)

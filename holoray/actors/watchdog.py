@@ -1,8 +1,8 @@
 """A small process that outlives another one, to remove what that one could not: it may be killed at any moment.
 
-    python -S -m holoray.actors.watchdog job JOB NODE          when the job has no worker on the node any more
-    python -S -m holoray.actors.watchdog driver JOB NODE       when the job's driver, which runs on the node, is gone
-    python -S -m holoray.actors.watchdog directory PATH        when nobody holds PATH/driver.lock any more
+    python -S -m holoray.actors.watchdog job JOB NODE SECONDS   when the job has had no worker on the node for so long
+    python -S -m holoray.actors.watchdog driver JOB NODE        when the job's driver, which runs on the node, is gone
+    python -S -m holoray.actors.watchdog directory PATH         when nobody holds PATH/driver.lock any more
 
 There is one for each job and node, one for each private Ray; each ends with what it watches. It knows that a process
 is gone by its lock, so it needs no process ids, and no parent: it is nobody's child, or Ray would end it, too.
@@ -28,10 +28,10 @@ _CALM_S: Final = 3.0
 """For so long nothing may come back of what was removed: processes that are being killed still make files."""
 
 
-def watch_job(names: Names) -> None:
+def watch_job(names: Names, linger_s: float = LINGER_S) -> None:
     """Have the job's files on this node removed when it has had no worker here for some seconds."""
     if not is_held(names.lock("watchdog")):
-        _start("job", names.job, names.node)
+        _start("job", names.job, names.node, str(linger_s))
 
 
 def watch_driver(names: Names) -> None:
@@ -64,16 +64,16 @@ def _directory_lock(directory: str) -> Path:
     return Path(directory, DRIVER + ".lock")
 
 
-def _await(condition: Callable[[], bool], for_s: float = 0.0) -> None:
-    """Return once the condition has held for so long."""
+def _await(condition: Callable[[], bool], for_s: float = 0.0, *, over: Callable[[], bool] = lambda: False) -> None:
+    """Return once the condition has held for so long, or when it is all over."""
     since: float | None = None
-    while since is None or time.monotonic() - since < for_s:
-        if condition():
-            since = since or time.monotonic()
-            if not for_s:
-                return
-        else:
+    while not over():
+        if not condition():
             since = None
+        elif since is None:
+            since = time.monotonic()
+        if since is not None and time.monotonic() - since >= for_s:
+            return
         time.sleep(POLL_S)
 
 
@@ -95,14 +95,14 @@ def main(what: str, *arguments: str) -> None:
         _await(lambda: not is_held(_directory_lock(directory)))
         _await(lambda: _remove_directory(directory), _CALM_S)
         return
-    names = Names(*arguments)
+    names = Names(*arguments[:2])
     if is_held(names.lock("watchdog")):
         return
     hold_lock(names.lock("watchdog"))
     if what == "driver":
         _await(lambda: not is_held(names.lock(DRIVER)))
     else:
-        _await(lambda: not any_held(names.workers), LINGER_S)
+        _await(lambda: not any_held(names.workers), float(arguments[2]), over=lambda: not names.files)
     _await(lambda: _clear(names), _CALM_S)
 
 

@@ -46,6 +46,7 @@ class Invariants:
         self._in_flight_is_bounded()
         self._generations_only_go_up()
         self._belief_is_true()
+        self._the_stopped_are_found()
 
     def _in_flight_is_bounded(self) -> None:
         world = self._world
@@ -76,6 +77,15 @@ class Invariants:
             if node.base:
                 last = world.segments[name].get(generation - 1, {})
                 assert last == self._wanted[generation - 2], f"belief: {name} does not hold the last generation"
+
+    def _the_stopped_are_found(self) -> None:
+        """Long before the deadline of a task: in the bound of silence, a tick, and what was still on its way."""
+        world = self._world
+        for name in world.brain._workers:
+            since = world.workers[name].stopped
+            if since is not None and world.workers[name].alive:
+                silent = world.now - max(since, world.enthroned)
+                assert silent <= world.policy.silence_s + 8.0, f"silence: {name} is stopped for {silent:.1f} s"
 
     # -- of commands ------------------------------------------------------------------------------------------
 

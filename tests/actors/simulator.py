@@ -72,7 +72,8 @@ class SimWorker:
     queue: list[tuple[int, Assign]] = field(default_factory=list)
     busy: Assign | None = None
     alive: bool = True
-    stopped: bool = False
+    stopped: float | None = None
+    """Since when it does not even answer its heartbeat."""
     reign: int = 0
     summons: list[int] = field(default_factory=list)
 
@@ -97,6 +98,8 @@ class Simulation:
         self.expected = workers
         self.now = 0.0
         self.reign = 0
+        self.enthroned = 0.0
+        """When the coordinator of now began."""
         self.log: list[str] = []
         self.published: list[Publish] = []
         """What the consumer has in hand."""
@@ -151,7 +154,7 @@ class Simulation:
 
     def _tick(self) -> None:
         for name, worker in list(self.workers.items()):
-            if worker.alive and not worker.stopped and name in self.staff:
+            if worker.alive and worker.stopped is None and name in self.staff:
                 self._feed(Pulse(self.now, name))
         self._feed(Taken(self.now, len(self.published)))
         self._feed(Tick(self.now))
@@ -233,7 +236,7 @@ class Simulation:
         self._at(self.rng.uniform(0.5, 4.0), lambda: self._enthrone(reign))
 
     def _enthrone(self, reign: int) -> None:
-        self.reign = reign
+        self.reign, self.enthroned = reign, self.now
         self.awaited.clear()
         self.brain = self._make_brain(
             taken=len(self.published),
@@ -286,7 +289,7 @@ class Simulation:
             self.zombies.pop(dead, None)
         self._write_garbage(worker.node, task)
         if self.rng.random() < self.faults.hangs:
-            worker.stopped = self.rng.random() < 0.5  # else its heart beats on
+            worker.stopped = self.now if self.rng.random() < 0.5 else None  # then its heart beats on
             return
         self._at(self.rng.expovariate(4.0), lambda: self._end(name, task, reign))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,19 +46,21 @@ def test_the_origin_is_read_once_and_a_node_that_joins_gets_its_share(
 ) -> None:
     origin = origin_of(store, tmp_path)
     add_nodes(cluster, count - 1)
+    joined = threading.Event()
 
-    def join(model: WarmModel, generation: Generation) -> None:
-        """The last generation but one waits for this to return."""
-        if generation.generation == 1:
-            add_nodes(cluster, 1)
-            until(lambda: len(nodes_of(model)) == count + 1, PATIENCE_S)
+    def wait(model: WarmModel, generation: Generation) -> None:
+        """The last generation waits for this to return from the first."""
+        joined.wait(PATIENCE_S)
 
-    with warm_up(origin, qualities=QUALITIES, address=cluster.address, on_generation=join) as model:
+    with warm_up(origin, qualities=QUALITIES, address=cluster.address, on_generation=wait) as model:
+        until(lambda: model.generation, PATIENCE_S)
+        add_nodes(cluster, 1)
+        until(lambda: len(nodes_of(model)) == count + 1, PATIENCE_S)  # the driver's node has a receiver
+        joined.set()
         model.wait(timeout_s=PATIENCE_S)
         assert_exact(model, sealed, checkpoint)
         assert [g["generation"] for g in model.generations] == [1, 2, 3]
         share = origin.bytes_asked() / store_bytes(sealed)
-        assert len(nodes_of(model)) == count + 1  # the driver's node has a receiver
         for node in nodes_of(model):
             there = attach_weights(sealed.manifest, Names(model._names.job, node), 3)
             assert all(there[name].tobytes() == array.tobytes() for name, array in model.state_dict().items()), node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from schedules import manifest_of, run, schedule
@@ -11,9 +12,12 @@ from simulator import PATIENT
 from holoray.actors.goals import check_qualities, goals
 from holoray.actors.messages import (
     Assign,
+    Command,
     GiveUp,
+    Holdings,
     Kind,
     Publish,
+    Pulse,
     Restart,
     Survey,
     Taken,
@@ -172,6 +176,7 @@ def test_a_silent_worker_is_replaced() -> None:
     machine = brain(Policy(task_timeout_s=5.0))
     join(machine, "a")
     assert machine.handle(Tick(4.0)) == []
+    machine.handle(Pulse(5.0, "a"))
     assert machine.handle(Tick(6.0)) == [Restart("a")]
 
 
@@ -204,3 +209,125 @@ def test_goals_are_cumulative_and_without_repeats() -> None:
 def test_impossible_targets_are_refused(qualities: tuple[float, ...]) -> None:
     with pytest.raises(UsageError):
         check_qualities(qualities)
+
+
+# -- after a dead coordinator, and on several nodes ---------------------------------------------------------
+
+
+SEALED = frozenset(range(9))
+
+
+def first_assignments(commands: list[Command], kind: Kind) -> list[Assign]:
+    return [c for c in commands if isinstance(c, Assign) and c.kind is kind]
+
+
+def follow_up(**legacy: Any) -> Brain:
+    return Brain(manifest_of(2), (0.5, 1.0), home="n0", expected=2, policy=PATIENT, **legacy)
+
+
+def test_nothing_is_asked_before_every_worker_has_left_the_dead_coordinator() -> None:
+    machine = follow_up(muster={"a": "n0", "b": "n1"})
+    assert machine.handle(WorkerJoined(0.0, "a", "n0")) == []
+    assert machine.handle(WorkerJoined(0.0, "c", "n0")) == []
+    surveys = machine.handle(WorkerJoined(0.0, "b", "n1"))
+    assert {(c.worker, c.kind) for c in surveys if isinstance(c, Assign)} == {("a", Kind.SURVEY), ("b", Kind.SURVEY)}
+
+
+def test_a_worker_lost_at_the_muster_is_fenced() -> None:
+    machine = follow_up(muster={"a": "n0", "b": "n0"}, fallen={"n0": ["z"]})
+    machine.handle(WorkerJoined(0.0, "a", "n0"))
+    commands = machine.handle(WorkerLost(1.0, "b"))
+    assert Restart("b") in commands
+    (survey,) = first_assignments(commands, Kind.SURVEY)
+    assert survey.fence == ("z", "b")
+
+
+def test_what_a_node_holds_is_not_read_again() -> None:
+    goal = goals(manifest_of(2), (0.5, 1.0))[0]
+    units = {(u.tensor, u.slot): u for u in goal.new}
+    missing = next(iter(units))
+    machine = follow_up(muster={"a": "n0"})
+    (survey,) = first_assignments(machine.handle(WorkerJoined(0.0, "a", "n0")), Kind.SURVEY)
+    found = Survey(making=Holdings(frozenset(units) - {missing}))
+    ingests = first_assignments(machine.handle(TaskDone(1.0, "a", survey.epoch, found)), Kind.INGEST)
+    assert [unit for task in ingests for unit in task.units] == [units[missing]]
+    assert machine.inherited_bytes == sum(u.stored_bytes for u in goal.new) - units[missing].stored_bytes
+
+
+def test_a_follower_goes_on_after_what_the_consumer_has() -> None:
+    first, last = goals(manifest_of(2), (0.5, 1.0))
+    machine = follow_up(taken=1, muster={"a": "n0"})
+    (survey,) = first_assignments(machine.handle(WorkerJoined(0.0, "a", "n0")), Kind.SURVEY)
+    assert survey.generation == 2
+    found = Survey(last=Holdings(frozenset(first.whole), SEALED))
+    ingests = first_assignments(machine.handle(TaskDone(1.0, "a", survey.epoch, found)), Kind.INGEST)
+    assert {u for task in ingests for u in task.units} <= set(last.new)
+    assert all(task.generation == 2 for task in ingests)
+
+
+def test_a_last_generation_with_a_hole_is_none() -> None:
+    first, last = goals(manifest_of(2), (0.5, 1.0))
+    machine = follow_up(taken=1, muster={"a": "n0"})
+    (survey,) = first_assignments(machine.handle(WorkerJoined(0.0, "a", "n0")), Kind.SURVEY)
+    found = Survey(last=Holdings(frozenset(list(first.whole)[1:]), SEALED))
+    ingests = first_assignments(machine.handle(TaskDone(1.0, "a", survey.epoch, found)), Kind.INGEST)
+    assert {u for task in ingests for u in task.units} <= set(last.whole.values())
+
+
+def layered_and_taken(*, base_ingests: bool) -> tuple[Brain, list[Assign]]:
+    """The last generation is on n0 alone; a worker of n1 has just joined. Returns what both are to ingest."""
+    first, _ = goals(manifest_of(7), (0.5, 1.0))
+    machine = Brain(manifest_of(7), (0.5, 1.0), home="n0", expected=2, policy=PATIENT, taken=1, muster={})
+    found, asked = {"a": Survey(last=Holdings(frozenset(first.whole), SEALED)), "b": Survey()}, []
+    surveys = machine.handle(WorkerJoined(0.0, "a", "n0", base_ingests)) + machine.handle(WorkerJoined(0.0, "b", "n1"))
+    for survey in first_assignments(surveys, Kind.SURVEY):
+        asked += machine.handle(TaskDone(1.0, survey.worker, survey.epoch, found[survey.worker]))
+    return machine, first_assignments(asked, Kind.INGEST)
+
+
+@pytest.mark.parametrize("base_ingests", [True, False])
+def test_refining_is_for_who_has_the_last_generation(base_ingests: bool) -> None:
+    """Else what a node holds would be read again for one that does not; a receiver steps in where it must."""
+    _, ingests = layered_and_taken(base_ingests=base_ingests)
+    refining = [task for task in ingests if task.units[0].fragments[0].layer]
+    assert refining
+    assert all(task.worker == "a" for task in refining)
+
+
+def test_a_node_without_workers_is_waited_for_and_then_read_again() -> None:
+    machine = Brain(manifest_of(2), (1.0,), home="n0", expected=2, policy=Policy(return_s=5.0))
+    for worker, node in (("a", "n0"), ("b", "n1")):
+        (survey,) = first_assignments(machine.handle(WorkerJoined(0.0, worker, node)), Kind.SURVEY)
+        todo = first_assignments(machine.handle(TaskDone(0.0, worker, survey.epoch, Survey())), Kind.INGEST)
+    held = {(u.tensor, u.slot) for u in todo[0].units}
+    machine.handle(TaskDone(1.0, "b", todo[0].epoch))
+    seen: list[Command] = machine.handle(WorkerLost(2.0, "b"))
+    for now in (3.0, 6.5, 8.0):
+        seen += machine.handle(Tick(now)) + machine.handle(Pulse(now, "a"))
+        for task in [c for c in seen if isinstance(c, Assign)]:
+            assert now > 7.0 or not held & {(u.tensor, u.slot) for u in task.units}
+            seen.remove(task)
+            seen += machine.handle(TaskDone(now, task.worker, task.epoch))
+
+
+def test_a_stopped_worker_is_replaced_though_its_task_may_take_long() -> None:
+    machine = brain(Policy(silence_s=4.0))
+    join(machine, "a", "b")
+    for now in (2.0, 4.0):
+        assert machine.handle(Pulse(now, "b")) == []
+        assert machine.handle(Tick(now)) == []
+    assert Restart("a") in machine.handle(Tick(5.0))
+    assert machine.handle(Pulse(5.5, "a")) == []
+
+
+def test_who_slept_does_not_blame_the_others() -> None:
+    machine = brain(Policy(silence_s=4.0))
+    join(machine, "a")
+    machine.handle(Tick(1.0))
+    assert machine.handle(Tick(100.0)) == []
+
+
+@pytest.mark.parametrize("field", ["in_flight", "patience_s", "silence_s"])
+def test_impossible_bounds_are_refused(field: str) -> None:
+    with pytest.raises(UsageError, match=field):
+        Policy(**{field: -1})
