@@ -294,6 +294,34 @@ def test_refining_is_for_who_has_the_last_generation(base_ingests: bool) -> None
     assert all(task.worker == "a" for task in refining)
 
 
+def test_refining_that_nobody_can_do_any_more_begins_anew() -> None:
+    """The files of the last generation were removed behind our backs while the worker of the node was away."""
+    machine, ingests = layered_and_taken(base_ingests=True)
+    machine.handle(WorkerLost(2.0, "a"))
+    (survey,) = first_assignments(machine.handle(WorkerJoined(3.0, "c", "n0")), Kind.SURVEY)
+    seen = machine.handle(TaskDone(4.0, "c", survey.epoch, Survey()))
+    todo = [c for c in [*ingests, *seen] if isinstance(c, Assign) and c.worker != "a"]
+    done: list[Assign] = []
+    while todo:
+        task = todo.pop()
+        done.append(task)
+        todo += [c for c in machine.handle(TaskDone(5.0, task.worker, task.epoch)) if isinstance(c, Assign)]
+    assert all(unit.fragments[0].layer == 0 for task in done for unit in task.units)
+    last = goals(manifest_of(7), (0.5, 1.0))[1]
+    assert {u for task in done for u in task.units} == set(last.whole.values())
+
+
+def test_what_was_done_before_its_worker_died_is_found_by_the_survey() -> None:
+    """Its answer was never heard, so that it is queued again, but nobody else has begun."""
+    machine = brain(workers=1)
+    lost = join(machine, "a")
+    machine.handle(WorkerLost(1.0, "a"))
+    (survey,) = first_assignments(machine.handle(WorkerJoined(2.0, "b", "n0")), Kind.SURVEY)
+    found = {(u.tensor, u.slot) for task in lost for u in task.units}
+    commands = machine.handle(TaskDone(3.0, "b", survey.epoch, Survey(making=Holdings(frozenset(found)))))
+    assert not found & {(u.tensor, u.slot) for c in commands if isinstance(c, Assign) for u in c.units}
+
+
 def test_a_node_without_workers_is_waited_for_and_then_read_again() -> None:
     machine = Brain(manifest_of(2), (1.0,), home="n0", expected=2, policy=Policy(return_s=5.0))
     for worker, node in (("a", "n0"), ("b", "n1")):
