@@ -266,13 +266,13 @@ class WarmModel:
         return None
 
     def _watch(self) -> None:
+        """Take generations over as they come, until the last one, an error, or `close`."""
         try:
-            while not self._closing.is_set():
+            while not self._closing.is_set() and not (self._published and self._published[-1].final):
                 coordinator = self._crew.coordinator
                 try:
                     with self._session.use():
                         self._follow(coordinator)
-                    break
                 except RayActorError:
                     self._crew.await_successor(coordinator)
         except Exception as error:
@@ -283,15 +283,12 @@ class WarmModel:
                 self._changed.notify_all()
 
     def _follow(self, coordinator: Any) -> None:
-        """Take generations over as they come, until the last one, an error, or `close`."""
-        while not self._closing.is_set():
-            news: News = ray.get(coordinator.news.remote(self.generation, _POLL_S))
-            for generation in news.generations:
-                self._take(generation, coordinator)
-                if generation.final:
-                    return
-            if news.error is not None:
-                raise news.error
+        """Take over what is new, if there is something within a second."""
+        news: News = ray.get(coordinator.news.remote(self.generation, _POLL_S))
+        for generation in news.generations:
+            self._take(generation, coordinator)
+        if news.error is not None:
+            raise news.error
 
     def _take(self, generation: Generation, coordinator: Any) -> None:
         weights = attach_weights(self.manifest, self._names, generation.generation)

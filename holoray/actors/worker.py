@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,10 @@ from holoray.manifest import Manifest, read_manifest
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.meter import Meter, Tally, stage
 from holoray.pipelines.plan import Unit
-from holoray.stores import Store
+from holoray.stores import ROOT, Store
 
 Bytes = npt.NDArray[np.uint8]
+_MAX_ROOT_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,16 @@ class JobSpec:
     store: Store
     root: str
     strict: bool
+
+    def check_root(self) -> None:
+        """Raise IntegrityError if this node sees another store than the one that the job began with."""
+        found = self.store.read(ROOT, _MAX_ROOT_BYTES).decode("ascii", "replace").strip()
+        if found != self.root:
+            raise IntegrityError(
+                f"{self.store.uri} has root {found}, but the warm-up began with {self.root}",
+                hint="the store was replaced meanwhile, or another node sees another one under this path",
+                source=self.store.uri,
+            )
 
     def manifest(self, encoded: Bytes) -> Manifest:
         """The job's manifest: the driver read it for all, so that the origin is asked once."""
@@ -96,6 +107,7 @@ class Worker:
             watchdog.watch_job(self._names)
             registry.warm_accumulators()
             locks.sweep()
+            self._spec.check_root()
             manifest = self._spec.manifest(self._encoded)
             self._pipeline = FragmentPipeline(
                 self._spec.store, manifest, strict=self._spec.strict, threads=1, meter=self._meter, finalize=False

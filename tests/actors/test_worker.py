@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,3 +50,10 @@ def test_another_manifest_is_no_manifest_of_the_job(spec: JobSpec, sealed: Seale
     encoded[100] ^= 1
     error = Worker(spec, "w0", "node", encoded).hello().error
     assert isinstance(error, IntegrityError)
+
+
+def test_a_node_with_another_store_under_the_path_does_not_take_part(spec: JobSpec, sealed: SealedStore) -> None:
+    other = replace(spec, root="sha256:" + "0" * 64)
+    error = Worker(other, "w0", "node", np.frombuffer(sealed.manifest.encoded, np.uint8)).hello().error
+    assert isinstance(error, IntegrityError)
+    assert "began with" in str(error)
