@@ -79,7 +79,7 @@ def assert_exact(model: WarmModel, sealed: SealedStore, checkpoint: dict[str, Ar
     assert model.generations[-1]["complete"]
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 120.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
