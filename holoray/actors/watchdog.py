@@ -96,7 +96,7 @@ def main(what: str, *arguments: str) -> None:
         _await(lambda: _remove_directory(directory), _CALM_S)
         return
     names = Names(*arguments[:2])
-    if is_held(names.lock("watchdog")):
+    if is_held(names.lock("watchdog")) or not names.files:  # the job has another, or is over already
         return
     hold_lock(names.lock("watchdog"))
     if what == "driver":
