@@ -219,13 +219,20 @@ def load(
 @app.command()
 def warmup(
     store: StorePath,
-    workers: Annotated[int | None, typer.Option(help="Worker actors; default: one a core, at most 8.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker actors; default: one a CPU, also of nodes that join a cluster later.")
+    ] = None,
     quality: Annotated[
         list[float] | None, typer.Option(help="Publish a generation at this quality (repeatable).")
     ] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Write generations to DIR/model.safetensors.")] = None,
     address: Annotated[str | None, typer.Option(help="Join a running Ray cluster, e.g. auto.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics; 0 takes a free port.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics while the command runs; 0 takes a free port.")
+    ] = None,
+    patience: Annotated[
+        float | None, typer.Option(help="Seconds to wait for a worker, e.g. until a cluster has grown; default: 60.")
+    ] = None,
     expect: Expect = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -243,6 +250,7 @@ def warmup(
         out_dir=out_dir,
         address=address,
         metrics_port=metrics_port,
+        patience_s=patience,
         expect=expect,
     )
     out.result(

@@ -271,7 +271,9 @@ def test_help_is_quick_and_version_is_plain() -> None:
 
 @pytest.mark.ray
 def test_warmup(store: Path, tmp_path: Path, model: dict[str, Array]) -> None:
-    values = as_json("warmup", store, "--workers", 2, "--quality", 0.9, "--quality", 1, "--out", tmp_path / "out")
+    values = as_json(
+        "warmup", store, "--workers", 2, "--quality", 0.9, "--quality", 1, "--out", tmp_path / "out", "--patience", 90
+    )
     assert set(values) == {
         "root", "tensors", "fragments", "bytes_read", "quality", "relative_error", "snr_db", "seconds", "generations"
     }  # fmt: skip
@@ -293,6 +295,7 @@ def test_warmup_errors(store: Path, tmp_path: Path) -> None:
         (["warmup", tmp_path / "no"], 6),
         (["warmup", store, "--quality", "2"], 2),
         (["warmup", store, "--workers", "0"], 2),
+        (["warmup", store, "--patience", "-1"], 2),
         (["warmup", store, "--expect", "sha256:" + "0" * 64], 3),
     ):
         done = run(*args)
