@@ -55,6 +55,7 @@ def with_fragment(manifest: Manifest, position: int, index: int, /, **changes: A
     return with_tensor(manifest, position, fragments=tuple(fragments))
 
 
+@pytest.mark.fault("absurd-layout")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -84,6 +85,7 @@ def test_impossible_fragments(changes: dict[str, Any], manifest: Manifest) -> No
     refused(with_fragment(manifest, 0, 1, **changes))
 
 
+@pytest.mark.fault("malformed")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -106,6 +108,7 @@ def test_impossible_tensors(changes: dict[str, Any], manifest: Manifest) -> None
     refused(with_tensor(manifest, 0, **changes))
 
 
+@pytest.mark.fault("absurd-layout")
 def test_shapes_that_do_not_fit(manifest: Manifest) -> None:
     entry = manifest.tensors[0]
     for shape in ((1500, 900), (1 << 40, 1), (1 << 62,)):
@@ -115,6 +118,7 @@ def test_shapes_that_do_not_fit(manifest: Manifest) -> None:
         refused(with_tensor(manifest, 0, spec=raw_shape))
 
 
+@pytest.mark.fault("absurd-layout")
 def test_lists_that_contradict_themselves(manifest: Manifest) -> None:
     refused(replace(manifest, tensors=(*manifest.tensors, manifest.tensors[0])))
     refused(replace(manifest, files=(*manifest.files, manifest.files[0])))
@@ -124,6 +128,7 @@ def test_lists_that_contradict_themselves(manifest: Manifest) -> None:
     refused(overlapping)
 
 
+@pytest.mark.fault("malformed")
 def test_streaming_before_a_prerequisite(manifest: Manifest) -> None:
     first, later = manifest.tensors[0].fragments[0], manifest.tensors[0].fragments[2]
     assert later.requires == 0
@@ -140,6 +145,7 @@ def _encoded(table_metadata: bytes, tensors: tuple[TensorEntry, ...], manifest: 
     return encoded
 
 
+@pytest.mark.fault("malformed")
 @pytest.mark.parametrize(
     "header",
     [
@@ -160,6 +166,7 @@ def test_malformed_headers(header: bytes, manifest: Manifest) -> None:
         read_manifest(_encoded(header, manifest.tensors, manifest))
 
 
+@pytest.mark.fault("downgraded")
 def test_newer_formats_say_upgrade(manifest: Manifest) -> None:
     header = json.dumps({"format": 99, "files": [], "options": {}, "metadata": {}}).encode()
     with pytest.raises(FormatError) as caught:
@@ -173,6 +180,7 @@ def test_what_is_no_arrow_file(data: bytes) -> None:
         read_manifest(data)
 
 
+@pytest.mark.fault("downgraded")
 def test_other_schemas(manifest: Manifest) -> None:
     table = pa.table({"name": ["x"]})
     sink = pa.BufferOutputStream()
@@ -182,6 +190,7 @@ def test_other_schemas(manifest: Manifest) -> None:
         read_manifest(sink.getvalue().to_pybytes())
 
 
+@pytest.mark.fault("bomb")
 def test_a_tensor_that_claims_too_much_is_a_bomb() -> None:
     store = holoray.MemoryStore()
     holoray.encode({"w": np.zeros((2000, 2000), np.float32)}, store, codec="raw")

@@ -54,6 +54,7 @@ def schedule(seed: int) -> Simulation:
     )
 
 
+@pytest.mark.fault("worker-killed", "node-lost", "stale-answer")
 @pytest.mark.parametrize("part", range(10))
 def test_every_schedule_ends_whole(part: int) -> None:
     for seed in range(part, SCHEDULES, 10):
@@ -102,6 +103,7 @@ def test_workers_pull_two_tasks_at_a_time() -> None:
     assert following.worker == "a"
 
 
+@pytest.mark.fault("stale-answer")
 def test_stale_and_repeated_answers_are_ignored() -> None:
     machine = brain()
     first = join(machine, "a")
@@ -115,6 +117,7 @@ def test_stale_and_repeated_answers_are_ignored() -> None:
     assert redone[0].fence == ("a",)
 
 
+@pytest.mark.fault("worker-killed")
 def test_lost_work_goes_to_the_living() -> None:
     machine = brain()
     first = join(machine, "a", "b")
@@ -153,6 +156,7 @@ def test_a_failed_task_is_tried_by_somebody_else() -> None:
     assert again.units == first[0].units
 
 
+@pytest.mark.fault("no-workers")
 def test_restarts_are_bounded() -> None:
     machine = brain(Policy(max_restarts=3))
     for i in range(3):
@@ -162,6 +166,7 @@ def test_restarts_are_bounded() -> None:
     assert isinstance(end.error, WorkerLostError)
 
 
+@pytest.mark.fault("worker-killed")
 def test_a_task_that_kills_its_workers_ends_the_warm_up() -> None:
     machine = brain(Policy(max_attempts=2))
     join(machine, "a")
@@ -172,6 +177,7 @@ def test_a_task_that_kills_its_workers_ends_the_warm_up() -> None:
     assert isinstance(end.error, WorkerLostError)
 
 
+@pytest.mark.fault("no-workers")
 def test_no_workers_for_too_long() -> None:
     machine = brain(Policy(patience_s=5.0))
     assert machine.handle(Tick(1.0)) == []
@@ -181,6 +187,7 @@ def test_no_workers_for_too_long() -> None:
     assert isinstance(end.error, WorkerLostError)
 
 
+@pytest.mark.fault("worker-killed")
 def test_a_silent_worker_is_replaced() -> None:
     machine = brain(Policy(task_timeout_s=5.0))
     join(machine, "a")

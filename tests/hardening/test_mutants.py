@@ -38,11 +38,13 @@ def _check_reach(tally: Counter[str], count: int) -> None:
     assert {"FormatError", "IntegrityError", "LimitError", "SourceError", "TruncatedError"} <= tally.keys()
 
 
+@pytest.mark.fault("mutated")
 @pytest.mark.timeout(600)
 def test_ten_thousand_mutants(tmp_path: Path) -> None:
     _check_reach(_run(MUTANTS, tmp_path), MUTANTS)
 
 
+@pytest.mark.fault("mutated")
 @pytest.mark.soak
 @pytest.mark.timeout(6 * 3600)
 def test_a_million_mutants(tmp_path: Path) -> None:

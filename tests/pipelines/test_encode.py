@@ -146,6 +146,7 @@ def test_a_sealed_store_is_not_overwritten_by_accident(model: Model, tmp_path: P
     assert_same(holoray.open(tmp_path).load(), model)
 
 
+@pytest.mark.fault("disk-full")
 def test_a_failed_overwrite_leaves_the_old_store(model: Model, tmp_path: Path) -> None:
     root = holoray.encode(model, tmp_path).root
     with pytest.raises(FormatError):
@@ -206,6 +207,7 @@ def test_numpy_integers_are_integers(model: Model) -> None:
             holoray.encode(model, MemoryStore(), **bad)
 
 
+@pytest.mark.fault("not-finite")
 def test_float64_values_whose_squares_overflow(tmp_path: Path) -> None:
     model = {"x": np.full((600, 500), 1.1e151), "y": np.full((600, 500), 1e300)}
     holoray.encode(model, tmp_path)
@@ -253,6 +255,7 @@ def _interrupted(path: Path, store: Path, after: int) -> None:
         holoray.encode(path, store, on_tensor=stop)
 
 
+@pytest.mark.fault("killed-encode")
 @pytest.mark.parametrize("after", [1, 3, 6])
 def test_an_interrupted_encode_resumes(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
@@ -280,6 +283,7 @@ def _order(checkpoint: Path) -> list[str]:
     return [spec.name for spec in open_checkpoint(checkpoint).specs]
 
 
+@pytest.mark.fault("killed-encode")
 def test_journals_of_another_encode_are_not_taken(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +303,7 @@ def test_journals_of_another_encode_are_not_taken(
     assert_same(got, holoray.open(clean).load())
 
 
+@pytest.mark.fault("killed-encode")
 def test_a_killed_encode_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     save_checkpoint(tmp_path / "in.safetensors", {str(i): rng.standard_normal((700, 700)) for i in range(30)})
@@ -337,6 +342,7 @@ def test_files_of_a_store_open_with_arrow(model: Model, tmp_path: Path) -> None:
     assert entries == {}
 
 
+@pytest.mark.fault("two-writers")
 def test_one_writer_at_a_time(model: Model, tmp_path: Path) -> None:
     with LocalStore(tmp_path).exclusive(), pytest.raises(UsageError, match="written"):
         holoray.encode(model, tmp_path)

@@ -115,6 +115,7 @@ def test_a_file_holds_what_memory_would(sealed: SealedStore, tmp_path: Path) -> 
             assert checkpoint.read(name).tobytes() == array.tobytes(), name
 
 
+@pytest.mark.fault("missing")
 def test_unreachable_qualities(model: Model) -> None:
     store = MemoryStore()
     holoray.encode({"w": model["layers.0.mlp.weight"]}, store, codec="spectral")
@@ -135,6 +136,7 @@ def _damaged(model: Model, file: str, change: object) -> SealedStore:
     return holoray.open(store)
 
 
+@pytest.mark.fault("flipped")
 def test_a_damaged_fragment_is_named(model: Model) -> None:
     intact = MemoryStore()
     holoray.encode(model, intact)
@@ -155,6 +157,7 @@ def test_a_damaged_fragment_is_named(model: Model) -> None:
     assert loader.quality.ratio > 0.8
 
 
+@pytest.mark.fault("missing", "truncated")
 def test_missing_and_short_files(model: Model) -> None:
     store = MemoryStore()
     holoray.encode(model, store)
@@ -172,6 +175,7 @@ def test_missing_and_short_files(model: Model) -> None:
     assert [b.why for b in sealed.verify()] == [f"has {len(whole) + 1} bytes instead of {len(whole)}"]
 
 
+@pytest.mark.fault("replayed", "downgraded")
 def test_the_root_is_checked(model: Model) -> None:
     store = MemoryStore()
     root = holoray.encode(model, store).root
@@ -186,6 +190,7 @@ def test_the_root_is_checked(model: Model) -> None:
         holoray.open(store)
 
 
+@pytest.mark.fault("bomb")
 def test_a_grown_file_is_not_read_into_memory(model: Model, tmp_path: Path) -> None:
     import resource
 
