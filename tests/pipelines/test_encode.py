@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -301,28 +297,6 @@ def test_journals_of_another_encode_are_not_taken(
     clean = MemoryStore()
     holoray.encode(checkpoint, clean)
     assert_same(got, holoray.open(clean).load())
-
-
-@pytest.mark.fault("killed-encode")
-def test_a_killed_encode_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    save_checkpoint(tmp_path / "in.safetensors", {str(i): rng.standard_normal((700, 700)) for i in range(30)})
-    code = (
-        "import holoray, sys\nfrom holoray.pipelines import store_writer\nstore_writer.SEGMENT_BYTES = 1\n"
-        f"holoray.encode({str(tmp_path / 'in.safetensors')!r}, {str(tmp_path / 's')!r}, codec='raw')\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code])
-    while len(list((tmp_path / "s").glob("encode-*"))) < 3 and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    if process.returncode == 0:
-        pytest.skip("the encode was faster than the kill")
-    with pytest.raises(SourceError):
-        holoray.open(tmp_path / "s")
-    holoray.encode(tmp_path / "in.safetensors", tmp_path / "s", codec="raw")
-    assert holoray.open(tmp_path / "s").verify() == []
-    assert sorted(p.name for p in (tmp_path / "s").iterdir() if p.name.startswith(".")) == []
 
 
 def test_files_of_a_store_open_with_arrow(model: Model, tmp_path: Path) -> None:
