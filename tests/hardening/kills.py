@@ -3,8 +3,8 @@
     python tests/hardening/kills.py DIRECTORY [--every N] [--random COUNT] [--seed SEED]
 
 At every N-th step that changes the disk by SIGKILL, and COUNT times at a random moment by SIGKILL or SIGINT; into an
-empty directory, over a store, and where another encode was killed before. What is left must be the old store, or the new
-one, or none that looks like one; and encoding again must come to the new one, with nothing else beside it.
+empty directory, over a store, and where another encode was killed before. What is left must be the old store, or the
+new one, or none that looks like one; and encoding again must come to the new one, with nothing else beside it.
 Prints the number of each outcome; an exception tells the trial.
 """
 
@@ -17,6 +17,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,10 +91,8 @@ def judge(grounds: Grounds, store: Path) -> str:
         found = {grounds.old_root: "old", grounds.new_root: "new"}[sealed.root]
         if sealed.verify():
             raise AssertionError(f"a damaged store: {sealed.verify()}")
-    try:
+    with suppress(UsageError):  # it is there, or what was under way when the kill came has been brought to its end
         encode(grounds.directory, "new", store, overwrite=found == "old")
-    except UsageError:  # it is there, or what was under way when the kill came has been brought to its end
-        pass
     again = holoray.open(store)
     if again.root != grounds.new_root or again.verify():
         raise AssertionError(f"encoding again came to {again.root}: {again.verify()}")

@@ -1,4 +1,4 @@
-"""An encode that is killed at any moment leaves the old store, or the new one, or one that the next encode completes."""
+"""An encode that is killed at any moment leaves the old store, the new one, or one that the next encode completes."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from rich.markup import render
 from small_store import blobs, store_of
 
 import holoray
+from holoray.cli.main import main
 from holoray.cli.output import printable, short
 from holoray.errors import FormatError, LimitError
 from holoray.formats.safetensors import SafetensorsFile
@@ -139,6 +141,43 @@ def test_markup_in_names_is_shown_and_not_obeyed() -> None:
     for left, right in [(at, 80) for at in range(80)] + [(80, at) for at in range(80)]:
         for markup in ("[bold]", "[/red]"):
             assert render(short("y" * left + markup + "z" * right)).spans == []
+
+
+@pytest.mark.fault("hostile-name")
+def test_errors_about_hostile_names_are_shown_tamely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged fragment of each hostile tensor: what `verify` lists, and the error that ends a load."""
+    store = tmp_path / "store"
+    holoray.encode({name: np.ones(3, np.float32) for name in HOSTILE}, store)
+    entries = {t.name: t.fragments[0] for t in holoray.open(store).manifest.tensors}
+    path = store / "fragments-00000.arrow"
+    data = bytearray(path.read_bytes())
+    for entry in entries.values():
+        data[entry.offset] ^= 1
+    path.write_bytes(data)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # the command line would keep SIGINT for itself
+    shown = []
+    for arguments in (["verify", str(store)], ["verify", str(store), "--json"], ["load", str(store), "out"]):
+        monkeypatch.setattr("sys.argv", ["holoray", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 3
+        out, err = capsys.readouterr()
+        assert _is_tame(out.rstrip("\n"))
+        assert all(_is_tame(line) for line in err.split("\n"))
+        shown.append(out)
+    assert {bad["tensor"] for bad in json.loads(shown[1])["bad"]} == set(HOSTILE)
+
+
+@pytest.mark.fault("hostile-name")
+def test_names_that_only_look_alike_are_two_tensors(tmp_path: Path) -> None:
+    """Nothing normalises: é in one character and in two, and the same in what a file system might fold."""
+    twins = {"\u00e9": 1.0, "e\u0301": 2.0, "\u212b": 3.0, "\u00c5": 4.0, "A": 5.0, "a": 6.0, "\uff21": 7.0}
+    holoray.encode({name: np.full(3, value, np.float32) for name, value in twins.items()}, tmp_path)
+    sealed = holoray.open(tmp_path)
+    assert {name: float(array[0]) for name, array in sealed.load().items()} == twins
+    assert [sealed.entry(name).name for name in twins] == list(twins)
 
 
 @pytest.mark.fault("hostile-name")

@@ -147,7 +147,7 @@ def test_a_damaged_fragment_is_named(model: Model) -> None:
         return blob[: entry.offset] + bytes([blob[entry.offset] ^ 1]) + blob[entry.offset + 1 :]
 
     sealed = _damaged(model, file, flip)
-    with pytest.raises(IntegrityError) as caught:
+    with pytest.raises(IntegrityError, match=f"3 of tensor 'embed.weight' in {file}") as caught:
         sealed.load()
     assert (caught.value.tensor, caught.value.fragment) == ("embed.weight", 3)
     assert "verify" in caught.value.hint
