@@ -7,7 +7,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format bench bench-rivals soak security dashboards wheel clean
+.PHONY: help install demo test lint format bench bench-rivals soak mutants security dashboards wheel clean
 
 VENV ?= .venv
 ARGS ?=
@@ -59,6 +59,9 @@ bench-rivals: $(RIVALS)/.installed $(FRESH) ## Measure loads beside other loader
 
 soak: $(FRESH) ## Run the slow suites: fuzzing, memory, fault schedules
 	$(BIN)/pytest -m 'slow or soak' --timeout 3600 $(ARGS)
+
+mutants: $(FRESH) ## Switch off each guard once: every one must turn a test red
+	$(BIN)/python tests/guards/switch_off.py $(ARGS)
 
 security: $(STAMP) ## Rewrite the table of faults in SECURITY.md from the marks on the tests
 	$(BIN)/python tests/security/security_table.py

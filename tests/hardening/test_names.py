@@ -103,6 +103,16 @@ def test_texts_of_a_checkpoint_file_are_checked_before_any_work(tmp_path: Path) 
         assert store.blobs == {}
 
 
+@pytest.mark.fault("malformed")
+def test_what_cannot_be_read_back_is_not_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the reader's reason: better no store than one that nobody can open."""
+    monkeypatch.setattr("holoray.manifest.MAX_CONFIG_BYTES", 1)
+    store = MemoryStore()
+    with pytest.raises(LimitError):
+        holoray.encode({"x": np.ones(3, np.float32)}, store)
+    assert "ROOT" not in store.blobs
+
+
 @pytest.mark.fault("absurd-layout")
 def test_shapes_that_nothing_can_hold_are_refused(tmp_path: Path) -> None:
     text = '{"x":{"dtype":"F32","shape":[1099511627776,0,1099511627776],"data_offsets":[0,0]}}'

@@ -299,6 +299,21 @@ def test_journals_of_another_encode_are_not_taken(
     assert_same(got, holoray.open(clean).load())
 
 
+@pytest.mark.fault("killed-encode")
+def test_a_journal_whose_files_are_not_whole_is_not_taken(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Journals are written after their files; a disk that was repaired since may still have cut one."""
+    monkeypatch.setattr(store_writer, "SEGMENT_BYTES", 1)
+    checkpoint = tmp_path / "in.safetensors"
+    save_checkpoint(checkpoint, model)
+    _interrupted(checkpoint, tmp_path / "s", 4)
+    victim = max((tmp_path / "s").glob("fragments-*.arrow"))
+    os.truncate(victim, victim.stat().st_size - 1)
+    holoray.encode(checkpoint, tmp_path / "s")
+    assert holoray.open(tmp_path / "s").verify() == []
+
+
 def test_files_of_a_store_open_with_arrow(model: Model, tmp_path: Path) -> None:
     import pyarrow as pa
 
