@@ -40,7 +40,7 @@ INTEGRITY: Final = (
     Guard("integrity.py", "if why is not None:", "if False:", _SPLICES + "test_a_load_names_the_fragment_that_was_replaced"),
     Guard("integrity.py", "not root.startswith(ROOT_PREFIX) or", "", _SPLICES + "test_nothing_but_sha256_can_be_expected"),
     Guard("integrity.py", "len(digits) != 64 or", "", _SPLICES + "test_a_root_of_another_kind_is_refused"),
-    Guard("integrity.py", 'or set(digits) - set("0123456789abcdef")', "", _LOAD + "test_the_root_is_checked"),
+    Guard("integrity.py", 'or set(digits) - set("0123456789abcdef")', "", _SPLICES + "test_nothing_but_sha256_can_be_expected"),
     Guard("pipelines/sealed_store.py", "expect is not None or self.store.remote", "self.store.remote", _FORGERY + "test_a_load_of_a_pinned_root_refuses_it"),
     Guard("pipelines/sealed_store.py", "expect is not None or self.store.remote", "expect is not None", _FORGERY + "test_a_load_over_a_network_refuses_it"),
     Guard("pipelines/sealed_store.py", "if expect is not None and self.root != parse_root", "if False and parse_root", _LOAD + "test_the_root_is_checked"),
