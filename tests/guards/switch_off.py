@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -34,7 +35,8 @@ HEAVY: Final = (
     "typer",
     "urllib3",
 )
-GREEN, RED = 0, 1  # exit statuses of pytest; all others mean that no test ran
+QUIET: Final = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # hypothesis is there before pytest
+GREEN, RED, BROKEN = 0, 1, 70  # exit statuses of pytest; all others mean that no test ran
 
 
 def copy_of_the_code(directory: Path) -> Path:
@@ -52,15 +54,24 @@ def run(where: Path, tests: Sequence[str]) -> tuple[int, str]:
     log = where / "output.txt"
     child = os.fork()
     if child == 0:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for stream in (1, 2):
-            os.dup2(output, stream)
-        os.chdir(where)
-        sys.path.insert(0, str(where))
-        os.environ["PYTHONPATH"] = str(where)  # for the processes that tests start
-        os._exit(pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]))
+        try:
+            status = _pytest_in(where, tests, log)
+        except BaseException:
+            traceback.print_exc()
+            status = BROKEN
+        os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return status, log.read_text("utf-8", "replace")
+
+
+def _pytest_in(where: Path, tests: Sequence[str], log: Path) -> int:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.chdir(where)
+    sys.path.insert(0, str(where))
+    os.environ["PYTHONPATH"] = str(where)  # for the processes that tests start
+    return int(pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", *QUIET, *tests]))
 
 
 def named(tests: Sequence[str]) -> list[str]:
