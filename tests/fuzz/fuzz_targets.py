@@ -78,7 +78,8 @@ def safetensors_file(data: bytes) -> None:
         file.close()
     finally:
         os.close(memory)
-    reference = {name: (t["dtype"], t["shape"], bytes(t["data"])) for name, t in safetensors.deserialize(data)}
+    tensors = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+    reference = {name: (t["dtype"], t["shape"], bytes(t["data"])) for name, t in tensors}
     if mine != reference:
         raise AssertionError("not what the reference reads")
 

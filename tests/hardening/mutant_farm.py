@@ -50,6 +50,7 @@ def harvest(seeds: range, directory: Path, workers: int) -> Harvest:
         cut = [seeds[at : at + size] for at in range(0, len(seeds), size)]
         for done in pool.map(lambda batch: _run_batch(batch, directory / f"seed-{batch.start}", total), cut):
             total.add(done)
+            print(f"{total.outcomes.total():,} mutants", *done.failures, sep="\n", file=sys.stderr, flush=True)
     return total
 
 
