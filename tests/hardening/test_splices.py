@@ -144,6 +144,7 @@ ROOTS = {
     "half a digest": b"sha256:%.32s\n",
     "an empty file": b"",
     "no end of line": b"sha256:%s",
+    "another end": b"sha256:%s\0",
     "two lines": b"sha256:%s\nsha256:%s\n",
     "upper case": b"SHA256:%s\n",
     "a space": b"sha256: %s\n",
