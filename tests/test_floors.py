@@ -212,6 +212,7 @@ def is_type_checking(test: ast.expr) -> bool:
     return name == "TYPE_CHECKING"
 
 
+@pytest.mark.fault("code")
 def test_holoray_keeps_its_floors() -> None:
     assert violations(PACKAGE) == []
 
@@ -353,6 +354,7 @@ def test_the_checker_is_green_on(files: dict[str, str], tmp_path: Path) -> None:
     assert violations(plant(tmp_path, files)) == []
 
 
+@pytest.mark.fault("code")
 @pytest.mark.parametrize(("files", "expected"), PLANTED.values(), ids=PLANTED)
 def test_the_checker_goes_red_on(files: dict[str, str], expected: str, tmp_path: Path) -> None:
     found = violations(plant(tmp_path, files))

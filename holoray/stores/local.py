@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import threading
 import weakref
 from collections.abc import Iterator
@@ -105,6 +106,7 @@ class LocalStore(Store):
             for stale in self.path.glob("*" + PARTIAL):  # ours by the lock: left by a writer that was killed
                 if is_own(stale.name.removesuffix(PARTIAL)):
                     stale.unlink(missing_ok=True)
+            self._end_takeover()
             yield
             (self.path / _LOCK).unlink(missing_ok=True)
         finally:
@@ -114,16 +116,28 @@ class LocalStore(Store):
     def replacement(self) -> Iterator[Store]:
         fresh = LocalStore(self.path / REPLACEMENT)
         yield fresh
+        fresh.close()
         try:
+            self.delete(ROOT)  # first: from here on nothing is sealed, until everything is in its place
+            _sync_directory(self.path)
             for name in [n for n in self.names() if is_own(n)]:
                 self.delete(name)
-            for name in sorted(fresh.names(), key=lambda n: n == ROOT):  # the root last: it is what makes a store
-                os.replace(fresh.path / name, self.path / name)
-            _sync_directory(self.path)
-            fresh.path.rmdir()
+            self._take_over(fresh)
         except OSError as error:
             raise _write_error(error, self.path) from error
-        fresh.close()
+
+    def _end_takeover(self) -> None:
+        """Go on where a writer was killed between the old root's end and the new one's coming."""
+        fresh = LocalStore(self.path / REPLACEMENT)
+        if fresh.exists(ROOT) and not self.exists(ROOT):
+            self._take_over(fresh)
+
+    def _take_over(self, fresh: LocalStore) -> None:
+        for name in sorted(fresh.names(), key=lambda n: n == ROOT):  # the root last: it is what makes a store
+            self._forget(name)
+            os.replace(fresh.path / name, self.path / name)
+        _sync_directory(self.path)
+        shutil.rmtree(fresh.path)  # ours, with what a killed writer may have left in it
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[int]:

@@ -46,6 +46,7 @@ def store_bytes(sealed: SealedStore) -> int:
     return sum(t.stored_bytes for t in sealed.manifest.tensors) + len(sealed.manifest.encoded)
 
 
+@pytest.mark.fault("worker-killed")
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_killed_worker_changes_nothing(
@@ -65,6 +66,7 @@ def test_a_killed_worker_changes_nothing(
     until(lambda: not any(is_alive(w["pid"]) for w in crew), PATIENCE_S)
 
 
+@pytest.mark.fault("worker-killed")
 @pytest.mark.usefixtures("local_ray")
 def test_a_stopped_worker_is_replaced(store: Path, sealed: SealedStore, checkpoint: dict[str, Array]) -> None:
     """Nothing but its silence tells: a stopped process keeps its connections, and its task has no deadline to miss."""
@@ -76,6 +78,7 @@ def test_a_stopped_worker_is_replaced(store: Path, sealed: SealedStore, checkpoi
         assert_exact(model, sealed, checkpoint)
 
 
+@pytest.mark.fault("coordinator-killed")
 @pytest.mark.usefixtures("local_ray")
 def test_a_killed_coordinator_costs_nothing_that_was_read(
     store: Path, sealed: SealedStore, checkpoint: dict[str, Array], tmp_path: Path
@@ -96,6 +99,7 @@ def test_a_killed_coordinator_costs_nothing_that_was_read(
         assert model.generations[-1]["bytes_read"] == whole
 
 
+@pytest.mark.fault("coordinator-killed")
 @pytest.mark.usefixtures("local_ray")
 def test_a_stopped_coordinator_is_replaced_between_generations(
     store: Path, sealed: SealedStore, checkpoint: dict[str, Array]
@@ -125,6 +129,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.fault("orphans")
 def test_a_killed_driver_leaves_nothing(store: Path) -> None:
     """No process, no shared memory, no directory: also of a private Ray."""
     code = DRIVER.format(path=[str(Path(__file__).parent)], store=str(store))

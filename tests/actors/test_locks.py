@@ -49,6 +49,7 @@ def test_the_lock_of_a_process_tells_whether_it_lives(names: Names) -> None:
     assert not is_held(path)
 
 
+@pytest.mark.fault("orphans")
 def test_sweep_removes_dead_jobs_and_only_those() -> None:
     dead, alive = Names(new_job(), "n"), Names(new_job(), "n")
     for job in (dead, alive):
@@ -80,6 +81,7 @@ def test_a_node_is_cleared_unless_a_worker_lives_there(names: Names) -> None:
     assert other.segment(1).exists()
 
 
+@pytest.mark.fault("orphans")
 def test_a_watchdog_outlives_the_workers_of_a_node_and_removes_what_they_leave(names: Names) -> None:
     create_or_attach(names.segment(1), 10)
     child = hold_in_child(names.lock("w0"))
@@ -101,6 +103,7 @@ def test_a_worker_that_is_back_in_time_keeps_what_is_there(names: Names) -> None
     assert names.segment(1).exists()
 
 
+@pytest.mark.fault("orphans")
 def test_a_directory_goes_with_who_holds_it(tmp_path: Path) -> None:
     kept, gone = tmp_path / "kept", tmp_path / "gone"
     for directory in (kept, gone):

@@ -68,6 +68,7 @@ def test_the_origin_is_read_once_and_a_node_that_joins_gets_its_share(
     assert share <= 1.05
 
 
+@pytest.mark.fault("node-lost")
 def test_a_killed_node_costs_what_nobody_else_held(
     cluster: Cluster, store: Path, sealed: SealedStore, checkpoint: dict[str, Array], tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def test_what_is_gone_or_of_another_size_is_refused(names: Names) -> None:
         attach(names.segment(1), 11)
 
 
+@pytest.mark.fault("changing-file")
 def test_a_link_in_the_place_of_a_segment_is_not_followed(names: Names, tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(b"x" * 10)
     names.segment(1).symlink_to(tmp_path / "victim")
@@ -112,6 +113,7 @@ def file_size_limit(nbytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.fault("no-shared-memory")
 def test_no_room_is_a_capacity_error(names: Names) -> None:
     with file_size_limit(1 << 16), pytest.raises(CapacityError, match="bytes are free") as caught:
         create_or_attach(names.segment(1), 1 << 20)
@@ -120,6 +122,7 @@ def test_no_room_is_a_capacity_error(names: Names) -> None:
     assert create_or_attach(names.segment(1), 1 << 20).size == 1 << 20  # with room again
 
 
+@pytest.mark.fault("no-shared-memory")
 def test_more_than_the_file_system_holds_is_a_capacity_error(names: Names) -> None:
     with pytest.raises(CapacityError):
         create_or_attach(names.segment(1), 1 << 50)
@@ -148,6 +151,7 @@ def test_refining_generation_after_generation(names: Names, sealed: SealedStore,
     assert not found["large"].flags.writeable
 
 
+@pytest.mark.fault("duplicated")
 def test_a_slot_done_again_is_overwritten_wholly(names: Names, sealed: SealedStore) -> None:
     first, last = goals(sealed.manifest, (0.9, 1.0))
     ingest(sealed, NodeMemory(sealed.manifest, names), 1, first.new)

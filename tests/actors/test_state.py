@@ -36,6 +36,7 @@ from holoray.manifest import Manifest
 PART = 100
 
 
+@pytest.mark.fault("worker-killed", "node-lost", "stale-answer")
 @pytest.mark.parametrize("part", range(10))
 def test_every_schedule_ends_whole(part: int) -> None:
     for seed in range(part * PART, (part + 1) * PART):
@@ -94,6 +95,7 @@ def test_workers_pull_two_tasks_at_a_time() -> None:
     assert following.worker == "a"
 
 
+@pytest.mark.fault("stale-answer")
 def test_stale_and_repeated_answers_are_ignored() -> None:
     machine = brain()
     first = join(machine, "a")
@@ -107,6 +109,7 @@ def test_stale_and_repeated_answers_are_ignored() -> None:
     assert redone[0].fence == ("a",)
 
 
+@pytest.mark.fault("worker-killed")
 def test_lost_work_goes_to_the_living() -> None:
     machine = brain()
     first = join(machine, "a", "b")
@@ -145,6 +148,7 @@ def test_a_failed_task_is_tried_by_somebody_else() -> None:
     assert again.units == first[0].units
 
 
+@pytest.mark.fault("no-workers")
 def test_restarts_are_bounded() -> None:
     machine = brain(Policy(max_restarts=3))
     for i in range(3):
@@ -154,6 +158,7 @@ def test_restarts_are_bounded() -> None:
     assert isinstance(end.error, WorkerLostError)
 
 
+@pytest.mark.fault("worker-killed")
 def test_a_task_that_kills_its_workers_ends_the_warm_up() -> None:
     machine = brain(Policy(max_attempts=2))
     join(machine, "a")
@@ -164,6 +169,7 @@ def test_a_task_that_kills_its_workers_ends_the_warm_up() -> None:
     assert isinstance(end.error, WorkerLostError)
 
 
+@pytest.mark.fault("no-workers")
 def test_no_workers_for_too_long() -> None:
     machine = brain(Policy(patience_s=5.0))
     assert machine.handle(Tick(1.0)) == []
@@ -173,6 +179,74 @@ def test_no_workers_for_too_long() -> None:
     assert isinstance(end.error, WorkerLostError)
 
 
+@pytest.mark.fault("stale-answer")
+def test_the_dead_do_not_join_again() -> None:
+    """A report of a join that was overtaken by the one of its death."""
+    machine = brain()
+    machine.handle(WorkerLost(1.0, "a"))
+    assert join(machine, "a") == []
+    assert join(machine, "b") != []
+
+
+@pytest.mark.fault("stale-answer")
+def test_a_worker_that_joins_twice_keeps_its_tasks() -> None:
+    machine = brain()
+    first = join(machine, "a")
+    assert join(machine, "a") == []
+    assert machine.handle(TaskDone(1.0, "a", first[0].epoch)) != []
+
+
+@pytest.mark.fault("stale-answer")
+def test_only_the_awaited_generation_is_taken() -> None:
+    machine = Brain(manifest_of(2), (0.5, 1.0), home="n0", expected=1, policy=PATIENT)
+    todo = list(join(machine, "a"))
+    assert machine.handle(Taken(1.0, 1)) == []
+    assert machine.generation == 1
+    while todo:
+        todo += [c for c in machine.handle(TaskDone(1.0, "a", todo.pop(0).epoch)) if isinstance(c, Assign)]
+    assert machine.handle(Taken(2.0, 7)) == []
+    assert machine.handle(Taken(2.0, 1)) != []
+    before = machine.generation
+    machine.handle(Taken(3.0, 1))
+    assert machine.generation == before
+
+
+@pytest.mark.fault("no-workers")
+def test_work_done_forgives_earlier_restarts() -> None:
+    machine = brain(Policy(max_restarts=2))
+    assigned = join(machine, "a")
+    for i in range(2):
+        assert machine.handle(WorkerLost(1.0, f"w{i}")) == [Restart(f"w{i}")]
+    machine.handle(TaskDone(2.0, "a", assigned[0].epoch))
+    for i in range(2, 4):
+        assert machine.handle(WorkerLost(3.0, f"w{i}")) == [Restart(f"w{i}")]
+    assert not machine.done
+
+
+@pytest.mark.fault("no-workers")
+def test_patience_starts_again_with_a_worker() -> None:
+    machine = brain(Policy(patience_s=5.0, task_timeout_s=1e9))
+    machine.handle(Tick(1.0))
+    join(machine, "a")
+    assert machine.handle(Tick(4.0)) == []
+    assert machine.handle(WorkerLost(4.5, "a")) == [Restart("a")]
+    assert machine.handle(Tick(7.0)) == []
+    assert machine.handle(Tick(11.9)) == []
+    (end,) = machine.handle(Tick(12.1))
+    assert isinstance(end, GiveUp)
+
+
+@pytest.mark.fault("stale-answer")
+def test_a_clock_that_jumps_back_changes_nothing() -> None:
+    """Events of several processes may come with times out of order."""
+    machine = brain(Policy(task_timeout_s=5.0))
+    machine.handle(Tick(10.0))
+    machine.handle(WorkerJoined(2.0, "a", "n0"))  # its tasks were given at 10, not at 2
+    assert machine.handle(Tick(14.0)) == []
+    assert machine.handle(Tick(16.0)) == [Restart("a")]
+
+
+@pytest.mark.fault("worker-killed")
 def test_a_silent_worker_is_replaced() -> None:
     machine = brain(Policy(task_timeout_s=5.0))
     join(machine, "a")

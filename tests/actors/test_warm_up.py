@@ -47,6 +47,7 @@ def local_ray() -> Iterator[None]:
 # -- on a private Ray of its own -------------------------------------------------------------------------
 
 
+@pytest.mark.fault("orphans")
 def test_a_private_ray_leaves_nothing(
     store: Path, sealed: SealedStore, checkpoint: dict[str, Array], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +110,7 @@ def test_two_warm_ups_share_a_private_ray(store: Path) -> None:
     assert not Path(second._session.private_dir).exists()
 
 
+@pytest.mark.fault("no-workers")
 def test_ray_may_be_shut_down_under_a_warm_up(store: Path) -> None:
     with warm_up(SlowStore(store, 5 * SLOW_S), workers=1) as model:
         until(model.crew)
@@ -154,6 +156,7 @@ def test_a_target_below_everything_ends_there(store: Path, sealed: SealedStore) 
         assert all(model.state_dict()[name].tobytes() == array.tobytes() for name, array in expected.items())
 
 
+@pytest.mark.fault("flipped")
 @pytest.mark.usefixtures("local_ray")
 def test_a_bad_fragment_ends_with_its_own_error(store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "bad")
@@ -169,6 +172,7 @@ def test_a_bad_fragment_ends_with_its_own_error(store: Path, tmp_path: Path) -> 
             model.state_dict()
 
 
+@pytest.mark.fault("no-shared-memory")
 @pytest.mark.usefixtures("local_ray")
 def test_no_room_in_shared_memory(store: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -25,6 +25,7 @@ def spec(sealed: SealedStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobSp
     remove_job(job)
 
 
+@pytest.mark.fault("stale-answer")
 def test_a_coordinator_of_the_past_is_refused(spec: JobSpec, sealed: SealedStore) -> None:
     worker = Worker(spec, "w0", "node", np.frombuffer(sealed.manifest.encoded, np.uint8))
     assert worker.hello().error is None
@@ -52,6 +53,7 @@ def test_another_manifest_is_no_manifest_of_the_job(spec: JobSpec, sealed: Seale
     assert isinstance(error, IntegrityError)
 
 
+@pytest.mark.fault("replayed")
 def test_a_node_with_another_store_under_the_path_does_not_take_part(spec: JobSpec, sealed: SealedStore) -> None:
     other = replace(spec, root="sha256:" + "0" * 64)
     error = Worker(other, "w0", "node", np.frombuffer(sealed.manifest.encoded, np.uint8)).hello().error

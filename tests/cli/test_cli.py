@@ -146,6 +146,7 @@ def test_what_goes_wrong(args: list[str], code: int, hint: str, store: Path, che
         assert error["hint"]
 
 
+@pytest.mark.fault("flipped")
 def test_a_damaged_store_is_named_and_exits_3(store: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -167,6 +168,7 @@ def test_a_damaged_store_is_named_and_exits_3(store: Path, tmp_path: Path) -> No
     assert not (tmp_path / "x.safetensors").exists()
 
 
+@pytest.mark.fault("flipped")
 @pytest.mark.parametrize("file", ["ROOT", "manifest.arrow"])
 def test_verify_says_so_when_the_root_or_the_manifest_is_damaged(file: str, store: Path, tmp_path: Path) -> None:
     import shutil
@@ -217,6 +219,7 @@ def test_on_a_terminal_there_are_tables(store: Path) -> None:
     assert "quality by bytes read" in text
 
 
+@pytest.mark.fault("killed-encode")
 def test_interrupting_an_encode_is_130_and_resumable(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     save_checkpoint(tmp_path / "in.safetensors", {str(i): rng.standard_normal((2000, 2000)) for i in range(12)})
@@ -252,6 +255,7 @@ def test_unexpected_errors_are_one_line_unless_asked(store: Path, tmp_path: Path
         assert expected in done.stderr
 
 
+@pytest.mark.fault("hostile-name")
 @pytest.mark.parametrize("name", ["a\x1b[31mred", "a\nb", "\u202egnp.exe", "a\0b", "\ud800", "\x9b2J"])
 def test_hostile_names_do_not_reach_the_terminal(name: str) -> None:
     for text in (printable(name), short(name)):
