@@ -94,6 +94,17 @@ class LocalStore(Store):
             if _is_file(entry) and not entry.name.startswith(".") and not entry.name.endswith(PARTIAL):
                 yield entry.name
 
+    def folders(self) -> Iterator[str]:
+        try:
+            yield from sorted(e.name for e in os.scandir(self.path) if e.is_dir())
+        except OSError:
+            return
+
+    def folder(self, name: str) -> Store:
+        inside = LocalStore(self.path / check_blob_name(name))
+        inside.uri = os.path.join(self.uri, name)
+        return inside
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         try:
