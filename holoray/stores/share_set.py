@@ -30,7 +30,7 @@ from holoray.stores.shares import (
     part_file,
     read_share,
 )
-from holoray.stores.stripes import UNIT_BYTES, Piece, Stripes
+from holoray.stores.stripes import Piece, Stripes, unit_at, unit_ranges
 
 _AT_ONCE: Final = 16
 T = TypeVar("T")
@@ -80,12 +80,12 @@ class SharePart:
         if got != stop - start:
             self.fault = f"{self.name} ends at byte {at + got}"
             return self.fault
-        for unit in range(0, got, UNIT_BYTES):
-            data = out[unit : min(unit + UNIT_BYTES, got)]
-            expected = digest_of(footer, (at + unit) // UNIT_BYTES)
+        for begin, end in unit_ranges(got):
+            data = out[begin:end]
+            expected = digest_of(footer, unit_at(at + begin))
             same = xxhash.xxh3_64_intdigest(data) == expected.xxh3_64
             if not same or (self.strict and hashlib.sha256(data).digest() != expected.sha256):
-                return f"bytes {at + unit} to {at + unit + data.nbytes} of {self.name} do not match their digest"
+                return f"bytes {at + begin} to {at + end} of {self.name} do not match their digest"
         return ""
 
     def _checked_footer(self) -> bytes | None:
@@ -346,6 +346,11 @@ def _agreed(opened: Sequence[OpenedPlace]) -> ShareTable:
     """What most places say the set is."""
     votes = Counter(at.table for at in opened if at.table is not None).most_common(2)
     if not votes:
+        if any(name for at in opened for name in at.place.names()):
+            raise SourceError(
+                f"{_common_name([at.place for at in opened])} was never sealed: an encode was interrupted",
+                hint="run the same `holoray encode` again",
+            )
         told = "; ".join(f"{at.place.uri}: {at.why}" for at in opened[:3])
         raise SourceError(f"no share of a store is there: {told}", hint="are the paths right?")
     if len(votes) == 2 and votes[0][1] == votes[1][1]:

@@ -19,7 +19,7 @@ from holoray.errors import FormatError, UsageError
 from holoray.integrity import Digests, parse_root
 from holoray.stores.base import GROUPS, LEAD_GROUP, MANIFEST, SHARE, fragment_number
 from holoray.stores.reed_solomon import MAX_SHARES
-from holoray.stores.stripes import UNIT_BYTES, Stripes
+from holoray.stores.stripes import Stripes, unit_ranges
 
 SHARE_FORMAT: Final = 1
 MAX_SHARE_BYTES: Final = 64 << 20
@@ -121,8 +121,8 @@ class Footer:
 
     def add(self, chunk: bytes) -> None:
         view = memoryview(chunk)
-        for start in range(0, len(chunk), UNIT_BYTES):
-            digests = Digests.of(view[start : start + UNIT_BYTES])
+        for start, stop in unit_ranges(len(chunk)):
+            digests = Digests.of(view[start:stop])
             self._digests.append(_DIGEST.pack(digests.xxh3_64, digests.sha256))
 
     def encoded(self, stripes: Stripes, share: int) -> bytes:

@@ -18,6 +18,16 @@ UNIT_BYTES: Final = 64 << 10
 """What has a digest of its own: the smallest piece that is read, and all that one bad byte costs."""
 
 
+def unit_ranges(nbytes: int) -> Iterator[tuple[int, int]]:
+    """Beginning and end of each unit of so many bytes."""
+    return ((start, min(start + UNIT_BYTES, nbytes)) for start in range(0, nbytes, UNIT_BYTES))
+
+
+def unit_at(offset: int) -> int:
+    """The number of the unit that begins at an offset of a part."""
+    return offset // UNIT_BYTES
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Bytes `start` to `stop` of data chunk `chunk` of a stripe; they are `at` bytes into what was asked for."""
