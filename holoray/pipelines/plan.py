@@ -17,7 +17,6 @@ from holoray.errors import QualityError, UsageError
 from holoray.fragment import FragmentEntry, TensorEntry
 from holoray.manifest import Manifest
 from holoray.pipelines.curve import Key, store_curve, streaming_keys
-from holoray.pipelines.ledger import QualityLedger
 from holoray.quality import Quality, check_target
 
 
@@ -126,17 +125,10 @@ def _check_left(manifest: Manifest, keys: Sequence[Key], target: Target) -> None
     """Raise QualityError if the target needs more than what is left of a store with lost files."""
     why = next(iter(manifest.lost.values()))
     left = set(keys)
-    if any(
-        (t, f.index) not in left
-        for t, tensor in enumerate(manifest.tensors)
-        if tensor.mandatory
-        for f in tensor.fragments
-    ):
+    mandatory = ((t, f) for t, tensor in enumerate(manifest.tensors) if tensor.mandatory for f in tensor.fragments)
+    if any((t, f.index) not in left for t, f in mandatory):
         raise QualityError(f"no quality can be had: {why}", hint="mandatory tensors are among what is lost")
-    ledger = QualityLedger(manifest.tensors)
-    for key in keys:
-        ledger.add(*key)
-    reached = ledger.quality.ratio
+    reached = max(quality.ratio for quality in store_curve(manifest).qualities)
     if target.bytes is not None or (target.quality is not None and target.quality < 1 and reached >= target.quality):
         return
     if target.fragments is not None and not _needs_lost(manifest, left, target.fragments):

@@ -33,9 +33,9 @@ def run(*args: object) -> Done:
     out, err = StringIO(), StringIO()
     before = signal.getsignal(signal.SIGINT)
     try:
-        with mock.patch("sys.argv", ["holoray", *map(str, args)]), redirect_stdout(out), redirect_stderr(err):
-            with pytest.raises(SystemExit) as ended:
-                main()
+        argv = mock.patch("sys.argv", ["holoray", *map(str, args)])
+        with argv, redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            main()
     finally:
         signal.signal(signal.SIGINT, before)
     return Done(ended.value.code, out.getvalue(), err.getvalue())
