@@ -56,7 +56,7 @@ def main() -> None:
             "load": ("Whole stores of 256 MiB bf16", lambda: load.measure(Path(directory), arguments.repeat)),
             "serve": ("From servers on loopback", lambda: serving.measure(Path(directory), arguments.repeat)),
             "fragments": ("Fragment counts", lambda: load.fragment_counts(arguments.repeat)),
-            "shares": ("Any k of 8 shares", lambda: shares.measure(Path(directory), arguments.repeat)),
+            "shares": ("Any k of 8 shares, CPU time", lambda: shares.measure(Path(directory), arguments.repeat)),
         }
         for name, (title, suite) in suites.items():
             if arguments.only in (None, name):

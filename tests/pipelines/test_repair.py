@@ -142,7 +142,10 @@ def test_other_peoples_places_are_left_alone(sealed: list[MemoryStore]) -> None:
     holoray.encode({"w": weights()["planes"]}, ShareTarget(others, SHARES), threads=1)
     foreign.blobs.update(others[7].blobs)
     old.blobs.update({name: data for name, data in others[7].blobs.items() if name != SHARE})
-    for stranger in (plain, foreign, old):
+    unsealed, rootless = MemoryStore("memory:unsealed"), MemoryStore("memory:rootless")
+    unsealed.blobs.update({name: data for name, data in plain.blobs.items() if name != ROOT})
+    rootless.blobs.update({name: data for name, data in foreign.blobs.items() if name != ROOT})
+    for stranger in (plain, foreign, old, unsealed, rootless):
         before = dict(stranger.blobs)
         with pytest.raises(UsageError, match="left as it is"):
             repair([*copies(sealed)[:7], stranger])
