@@ -95,10 +95,12 @@ class LocalStore(Store):
                 yield entry.name
 
     def folders(self) -> Iterator[str]:
+        if not self.path.is_dir():
+            return iter(())
         try:
-            yield from sorted(e.name for e in os.scandir(self.path) if e.is_dir())
-        except OSError:
-            return
+            return iter(sorted(name for name in os.listdir(self.path) if os.path.isdir(self.path / name)))
+        except OSError as error:
+            raise SourceError(f"cannot list {self.path}: {error.strerror}", source=self.uri) from error
 
     def folder(self, name: str) -> Store:
         inside = LocalStore(self.path / check_blob_name(name))
