@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from holoray.pipelines.curve import curve_of as curve_of
     from holoray.pipelines.encode import EncodeReport as EncodeReport
     from holoray.pipelines.plan import Target as Target
+    from holoray.pipelines.repair import RepairReport as RepairReport
+    from holoray.pipelines.repair import repair as repair
     from holoray.pipelines.sealed_store import SealedStore as SealedStore
     from holoray.pipelines.serve import StoreServer as StoreServer
     from holoray.pipelines.serve import serve as serve
@@ -52,7 +54,11 @@ if TYPE_CHECKING:
     from holoray.stores import LocalStore as LocalStore
     from holoray.stores import MemoryStore as MemoryStore
     from holoray.stores import RemoteStore as RemoteStore
+    from holoray.stores import Shares as Shares
+    from holoray.stores import ShareSet as ShareSet
+    from holoray.stores import ShareTarget as ShareTarget
     from holoray.stores import Store as Store
+    from holoray.stores import open_shares as open_shares
     from holoray.tensor import TensorSpec as TensorSpec
 
 _HOMES: Final = {
@@ -74,8 +80,12 @@ _HOMES: Final = {
     "QualityCurve": "pipelines.curve",
     "QualityError": "errors",
     "RemoteStore": "stores",
+    "RepairReport": "pipelines.repair",
     "SealedStore": "pipelines.sealed_store",
     "SourceError": "errors",
+    "ShareSet": "stores",
+    "ShareTarget": "stores",
+    "Shares": "stores",
     "Store": "stores",
     "StoreServer": "pipelines.serve",
     "Target": "pipelines.plan",
@@ -89,6 +99,8 @@ _HOMES: Final = {
     "encode": "pipelines.api",
     "encode_tensor": "pipelines.tensor_codec",
     "open": "pipelines.api",
+    "open_shares": "stores",
+    "repair": "pipelines.repair",
     "serve": "pipelines.serve",
     "warm_up": "actors.warm_model",
 }

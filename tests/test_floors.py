@@ -82,6 +82,9 @@ DOORS = (
         "in holoray.cli only",
         lambda module: module.floor == FLOORS["cli"],
     ),
+    Door(
+        ("pyeclib",), "in holoray.stores.reed_solomon only", lambda module: module.name == "holoray.stores.reed_solomon"
+    ),
     Door(("urllib3", "fsspec"), "in holoray.stores only", lambda module: module.name.startswith("holoray.stores.")),
     Door(("pickle", "cloudpickle", "dill", "marshal", "shelve"), "nowhere", lambda module: False),
 )

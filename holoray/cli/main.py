@@ -1,4 +1,4 @@
-"""`holoray encode | inspect | verify | load | warmup | serve | version`: parse, call, show; heavy imports wait."""
+"""`holoray encode | inspect | verify | load | …`: parse, call, show; heavy imports wait for a verb."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ StorePath = Annotated[
         metavar="STORE",
     ),
 ]
+MoreShares = Annotated[
+    list[str] | None,
+    typer.Option("--share", help="STORE is one share of a store, and here is another (repeatable).", metavar="PLACE"),
+]
 Expect = Annotated[
     str | None, typer.Option("--expect", help="Root that the store must have (sha256:…); checks sha256 everywhere.")
 ]
@@ -70,6 +74,21 @@ def encode(
         list[str] | None, typer.Option(metavar="GLOB=CODEC", help="Codec for tensors by name; the first match wins.")
     ] = None,
     compression: Annotated[str, typer.Option(help="zstd, lz4 or none.")] = "zstd",
+    shares: Annotated[
+        int | None, typer.Option(metavar="N", help="Spread the store over N shares, STORE/share-0 and on.")
+    ] = None,
+    usable_from: Annotated[
+        int | None, typer.Option(metavar="K", help="Any K shares give a usable model; default: half of them.")
+    ] = None,
+    exact_from: Annotated[
+        int | None, typer.Option(metavar="K", help="Any K shares give everything; default: all but one.")
+    ] = None,
+    usable_layers: Annotated[
+        float | None, typer.Option(metavar="LAYERS", help="Layers of a usable model; default: 2.25.")
+    ] = None,
+    layer_shares: Annotated[
+        str | None, typer.Option(metavar="K,K,…", help="How many shares each layer needs, instead of the three above.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is already there.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -77,6 +96,7 @@ def encode(
     """Encode a checkpoint into a store. An interrupted encode resumes when run again."""
     out = _begin(json, quiet)
     from holoray.checkpoint import open_checkpoint
+    from holoray.cli.shares import spread
     from holoray.pipelines.api import encode as encode_checkpoint
 
     total = sum(spec.nbytes for spec in open_checkpoint(source).specs)
@@ -95,6 +115,7 @@ def encode(
             rank=rank,
             energy=energy,
             coefficients=coefficients,
+            shares=spread(shares, usable_from, exact_from, usable_layers, layer_shares),
             overwrite=overwrite,
             on_tensor=lambda name, nbytes: advance(nbytes, short(name)),
         )
@@ -115,17 +136,19 @@ def inspect(
     ] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Draw how quality grows with the bytes read.")] = False,
     tensor: Annotated[str | None, typer.Option(help="Show this tensor only.", metavar="NAME")] = None,
+    share: MoreShares = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show what a store holds and how quality grows with the bytes read (from the manifest alone)."""
     out = _begin(json, quiet)
+    from holoray.cli.shares import all_shares
     from holoray.cli.views import curve_table, inspection, tensor_table
     from holoray.pipelines.sealed_store import SealedStore
 
     if file is not None and not plot:
         raise UsageError(f"what is {file} for?", hint="add --plot to draw into a file")
-    sealed = SealedStore(store)
+    sealed = SealedStore(all_shares(store, share))
     values = inspection(sealed, tensor)
     if plot:
         _plot(out, sealed, tensor, file)
@@ -135,6 +158,7 @@ def inspect(
         f"{human_bytes(values['bytes_stored'])}, root {values['root']}",
         *([] if plot else [tensor_table(values), curve_table(values)]),
     )
+    out.warn(sealed.store.notes())
 
 
 def _plot(out: Output, sealed: SealedStore, tensor: str | None, file: Path | None) -> None:
@@ -148,16 +172,23 @@ def _plot(out: Output, sealed: SealedStore, tensor: str | None, file: Path | Non
 
 
 @app.command()
-def verify(store: StorePath, expect: Expect = None, json: Json = False, quiet: Quiet = False) -> None:
-    """Check every byte of a store against its root; names each bad file, tensor and fragment (exit code 3)."""
+def verify(
+    store: StorePath, share: MoreShares = None, expect: Expect = None, json: Json = False, quiet: Quiet = False
+) -> None:
+    """Check every byte of a store against its root; names each bad file, tensor and fragment (exit code 3).
+
+    Of shares, also those that are missing, and each bad file and chunk.
+    """
     out = _begin(json, quiet)
+    from holoray.cli.shares import all_shares, share_faults, share_faults_table
     from holoray.pipelines.sealed_store import SealedStore
     from holoray.pipelines.verify import BadFragment
 
-    root, bad = None, []
+    root, bad, bad_shares = None, [], []
     try:
-        sealed = SealedStore(store, expect)
+        sealed = SealedStore(all_shares(store, share), expect)
         root = sealed.root
+        bad_shares = share_faults(out, sealed.store)
         with out.progress("verifying", sum(t.stored_bytes for t in sealed.manifest.tensors)) as advance:
             bad = sealed.verify(lambda nbytes: advance(nbytes, ""))
     except (FormatError, IntegrityError) as error:  # root or manifest: nothing behind them can be believed
@@ -166,11 +197,19 @@ def verify(store: StorePath, expect: Expect = None, json: Json = False, quiet: Q
     for row in bad:
         faults.add_row(row.file, short(row.tensor or ""), "" if row.fragment is None else str(row.fragment), row.why)
     out.result(
-        {"root": root, "ok": not bad, "bad": [asdict(row) for row in bad]},
+        {
+            "root": root,
+            "ok": not bad and not bad_shares,
+            "bad": [asdict(row) for row in bad],
+            "bad_shares": [asdict(row) for row in bad_shares],
+        },
         f"{len(bad)} faults in {shown(store)}" if bad else f"{shown(store)} is whole, root {root}",
         *([faults] if bad else []),
+        *([share_faults_table(bad_shares)] if bad_shares else []),
     )
-    if bad:
+    if bad_shares:
+        out.warn([f"{len(bad_shares)} faults of shares: run `holoray repair`", *map(str, bad_shares[:3])])
+    if bad or bad_shares:
         sys.exit(IntegrityError.exit_code)
 
 
@@ -186,18 +225,20 @@ def load(
         str | None, typer.Option(help="Load these fragment indices of each tensor (planes: layers), e.g. 0,2,5.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to decode: cpu.")] = "cpu",
+    share: MoreShares = None,
     expect: Expect = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Load a store, or as much of it as asked for, into a safetensors file."""
     out = _begin(json, quiet)
+    from holoray.cli.shares import all_shares
     from holoray.pipelines.plan import Target
     from holoray.pipelines.sealed_store import SealedStore
 
     if device != "cpu":
         raise UsageError(f"device {device!r} is not supported", hint="this version decodes on the cpu")
-    sealed = SealedStore(store, expect)
+    sealed = SealedStore(all_shares(store, share), expect)
     goal = Target(quality, nbytes, None if fragments is None else _indices(fragments))
     manifest = sealed.manifest
     from holoray.pipelines.api import load_file  # the kernels: a wrong path is told without waiting for them
@@ -214,6 +255,7 @@ def load(
         f"{shown(target)}: quality {values['quality']:.6f} ({decibel(values['snr_db'])}) from "
         f"{human_bytes(values['bytes_read'])} in {values['seconds']:.2f} s",
     )
+    out.warn(sealed.store.notes())
 
 
 @app.command()
@@ -233,18 +275,20 @@ def warmup(
     patience: Annotated[
         float | None, typer.Option(help="Seconds to wait for a worker, e.g. until a cluster has grown; default: 60.")
     ] = None,
+    share: MoreShares = None,
     expect: Expect = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Warm a model up on Ray: usable generations first, exact at the end."""
     out = _begin(json, quiet)
+    from holoray.cli.shares import all_shares
     from holoray.cli.views import generation_table
     from holoray.cli.warmup import run_warmup
 
     values: dict[str, Any] = run_warmup(
         out,
-        store,
+        all_shares(store, share),
         workers=workers,
         qualities=tuple(quality or ()),
         out_dir=out_dir,
@@ -293,6 +337,25 @@ def serve(
         readers=readers,
         metrics_port=metrics_port,
     )
+
+
+@app.command()
+def repair(
+    places: Annotated[
+        list[str], typer.Argument(help="Where share-0, share-1, … lie, or the place of each share.", metavar="PLACE...")
+    ],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rebuild lost and bad shares of a store from the others, in place; nothing else is changed.
+
+    A place that is empty takes a missing share. Exit code 3 if not everything could be rebuilt.
+    """
+    out = _begin(json, quiet)
+    from holoray.cli.shares import run_repair
+
+    if not run_repair(out, places):
+        sys.exit(IntegrityError.exit_code)
 
 
 @app.command()

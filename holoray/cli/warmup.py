@@ -13,6 +13,7 @@ from holoray.cli.output import Output
 from holoray.errors import SourceError
 from holoray.pipelines.plan import Target, select
 from holoray.pipelines.sealed_store import SealedStore
+from holoray.stores import Store
 
 if TYPE_CHECKING:
     from holoray.actors.coordinator import Generation
@@ -23,7 +24,7 @@ DEFAULT_QUALITIES = (0.99, 0.9995, 1.0)
 
 def run_warmup(
     out: Output,
-    store: str,
+    store: Store | str,
     *,
     workers: int | None,
     qualities: Sequence[float],

@@ -13,7 +13,7 @@ from holoray.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest
 from holoray.pipelines.curve import CurvePoint, QualityCurve, curve_of, store_curve
 from holoray.pipelines.plan import Target, select
 from holoray.pipelines.verify import BadFragment, verify
-from holoray.stores import MANIFEST, Store, open_store
+from holoray.stores import MANIFEST, Store, find_shares, fragment_file, open_store
 from holoray.stores.root import read_root
 from holoray.tensor import Array
 
@@ -26,27 +26,37 @@ class SealedStore:
 
     `expect` (`sha256:...`) pins the root. Where it is given, and for a remote store, the fragments are also checked
     against sha256, not only xxh3_64 (which anybody on the way could forge).
+    A store whose shares lie in folders `share-*` inside `where` is opened as a `ShareSet`.
     Raises SourceError if there is no store, IntegrityError if root, manifest or expectation disagree.
     """
 
     def __init__(self, where: Store | str | os.PathLike[str], expect: str | None = None) -> None:
         self.store = open_store(where)
+        try:
+            self.root, encoded = read_root(self.store), self.store.read(MANIFEST, MAX_MANIFEST_BYTES)
+        except SourceError:  # asking for shares first would cost every other store a round trip
+            shares = find_shares(self.store)
+            if shares is None:
+                raise
+            self.store = shares
+            self.root, encoded = read_root(self.store), shares.read(MANIFEST, MAX_MANIFEST_BYTES)
         self.strict = expect is not None or self.store.remote
-        self.root = read_root(self.store)
         if expect is not None and self.root != parse_root(expect, what="--expect"):
             raise IntegrityError(
                 f"{self.store.uri} has root {self.root}, not the expected one",
                 hint="this is another model or another version than you asked for",
                 source=self.store.uri,
             )
-        encoded = self.store.read(MANIFEST, MAX_MANIFEST_BYTES)
         if format_root(encoded) != self.root:
             raise IntegrityError(
                 f"the manifest of {self.store.uri} does not match its ROOT",
                 hint="the store is damaged: copy it again",
                 source=self.store.uri,
             )
-        self.manifest: Manifest = read_manifest(encoded)
+        manifest = read_manifest(encoded)
+        names = {fragment_file(file.number): file.number for file in manifest.files}
+        lost = self.store.unreadable(list(names))
+        self.manifest: Manifest = manifest.without({names[name]: why for name, why in lost.items()})
 
     def load(
         self,

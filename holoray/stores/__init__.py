@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from holoray.errors import UsageError
 from holoray.stores.base import MANIFEST, ROOT, Store, fragment_file, is_journal, is_own, journal_file
@@ -12,6 +13,9 @@ from holoray.stores.limits import ReadLimits
 from holoray.stores.local import LocalStore
 from holoray.stores.memory import MemoryStore
 from holoray.stores.remote import RemoteStore
+from holoray.stores.share_set import ShareSet, find_shares
+from holoray.stores.share_target import ShareTarget
+from holoray.stores.shares import Shares, share_folder
 from holoray.stores.uri import scheme_of
 
 __all__ = [
@@ -23,12 +27,18 @@ __all__ = [
     "MemoryStore",
     "ReadLimits",
     "RemoteStore",
+    "ShareSet",
+    "ShareTarget",
+    "Shares",
     "Store",
+    "find_shares",
     "fragment_file",
     "is_journal",
     "is_own",
     "journal_file",
+    "open_shares",
     "open_store",
+    "share_target",
 ]
 
 
@@ -55,3 +65,21 @@ def open_store(where: Store | str | os.PathLike[str]) -> Store:
             return FlightStore(path)
         case _:
             return RemoteStore(path)
+
+
+def open_shares(places: Sequence[Store | str | os.PathLike[str]]) -> ShareSet:
+    """The store whose shares lie at these paths or URIs, in any order; see `ShareSet`."""
+    if not places:
+        raise UsageError("no place of a share was given")
+    return ShareSet([open_store(place) for place in places])
+
+
+def share_target(where: Store | str | os.PathLike[str], shares: Shares) -> ShareTarget:
+    """Where to write shares: folders `share-0`, `share-1`, … at a path or URI.
+
+    Raises UsageError if another store is there already.
+    """
+    parent = open_store(where)
+    if parent.exists(ROOT):
+        raise UsageError(f"{parent.uri} already holds a store in one piece", hint="choose another path")
+    return ShareTarget([parent.folder(share_folder(index)) for index in range(shares.total)], shares)

@@ -95,6 +95,19 @@ class LocalStore(Store):
             if _is_file(entry) and not entry.name.startswith(".") and not entry.name.endswith(PARTIAL):
                 yield entry.name
 
+    def folders(self) -> Iterator[str]:
+        if not self.path.is_dir():
+            return iter(())
+        try:
+            return iter(sorted(name for name in os.listdir(self.path) if os.path.isdir(self.path / name)))
+        except OSError as error:
+            raise SourceError(f"cannot list {self.path}: {error.strerror}", source=self.uri) from error
+
+    def folder(self, name: str) -> Store:
+        inside = LocalStore(self.path / check_blob_name(name))
+        inside.uri = os.path.join(self.uri, name)
+        return inside
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         try:

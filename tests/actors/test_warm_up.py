@@ -221,6 +221,20 @@ def test_workers_fetch_from_a_server(
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_workers_do_without_a_lost_share(checkpoint: dict[str, Array], tmp_path: Path) -> None:
+    part = {name: checkpoint[name] for name in ("large", "float16", "scalar")}
+    holoray.encode(part, tmp_path / "s", shares=holoray.Shares.usable(4, 2, 3))
+    sealed = holoray.open(tmp_path / "s")
+    shutil.rmtree(tmp_path / "s" / "share-1")
+    with warm_up(tmp_path / "s", workers=2, qualities=QUALITIES) as model:
+        model.wait(timeout_s=60)
+        assert_exact(model, sealed, part)
+    shutil.rmtree(tmp_path / "s" / "share-2")
+    with pytest.raises(QualityError, match="2 of the 3 shares"):
+        warm_up(tmp_path / "s", workers=2, qualities=QUALITIES)
+
+
+@pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("last", [False, True])
 def test_a_failing_callback_is_not_lost(last: bool, store: Path) -> None:
     def fail(model: WarmModel, generation: Generation) -> None:
