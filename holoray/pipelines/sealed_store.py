@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, overload
 
-from holoray.errors import IntegrityError, UsageError
+from holoray.errors import IntegrityError, SourceError, UsageError
 from holoray.fragment import TensorEntry
 from holoray.integrity import format_root, parse_root
 from holoray.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest
