@@ -12,6 +12,11 @@ from holoray.tensor import TensorSpec
 NO_PREREQUISITE = -1
 
 
+def fragment_file(number: int) -> str:
+    """Name of a fragment file: built from a number, never from bytes of a manifest."""
+    return f"fragments-{number:05d}.arrow"
+
+
 @dataclass(frozen=True, slots=True)
 class FragmentEntry:
     """One fragment as the manifest describes it.

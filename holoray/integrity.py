@@ -9,8 +9,7 @@ from typing import Any
 import xxhash
 
 from holoray.errors import IntegrityError, UsageError
-from holoray.fragment import FragmentEntry
-from holoray.stores.base import fragment_file
+from holoray.fragment import FragmentEntry, fragment_file
 
 ROOT_PREFIX = "sha256:"
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import BinaryIO, Final
 
 from holoray.errors import LimitError, UsageError
+from holoray.fragment import fragment_file as fragment_file  # which errors about fragments name as well
 
 ROOT: Final = "ROOT"
 MANIFEST: Final = "manifest.arrow"
@@ -22,11 +23,6 @@ _FRAGMENTS: Final = re.compile(r"fragments-(\d{5,10})\.arrow")
 _PART: Final = re.compile(r"(fragments-\d{5,10}|manifest)\.share")
 _JOURNAL: Final = re.compile(r"encode-\d{5,10}\.arrow")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
-
-
-def fragment_file(number: int) -> str:
-    """Name of a fragment file: built from a number, never from bytes of a manifest."""
-    return f"fragments-{number:05d}.arrow"
 
 
 def fragment_number(name: str) -> int:
