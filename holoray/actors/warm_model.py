@@ -227,7 +227,8 @@ class WarmModel:
 
     def _make_crew(self) -> Crew:
         encoded = ray.put(np.frombuffer(self.manifest.encoded, np.uint8))
-        spec = JobSpec(self._names.job, self._sealed.store, self._sealed.root, self._sealed.strict)
+        sealed = self._sealed
+        spec = JobSpec(self._names.job, sealed.store, sealed.root, sealed.strict, self.manifest.lost)
 
         def wanted() -> int:
             return self._workers or remote.cluster_cpus()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,12 +31,16 @@ _MAX_ROOT_BYTES: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What every process of a job must know: the store, the root it had, and whether sha256 is checked."""
+    """What every process of a job must know: the store, the root it had, whether sha256 is checked, files out of reach.
+
+    `lost` maps numbers of fragment files to why they cannot be read: nobody plans with them.
+    """
 
     job: str
     store: Store
     root: str
     strict: bool
+    lost: Mapping[int, str] = field(default_factory=dict)
 
     def check_root(self) -> None:
         """Raise IntegrityError if this node sees another store than the one that the job began with."""
@@ -53,7 +57,7 @@ class JobSpec:
         content = encoded.tobytes()
         if format_root(content) != self.root:
             raise IntegrityError("the manifest was damaged on its way between nodes", source=self.store.uri)
-        return read_manifest(content)
+        return read_manifest(content).without(self.lost)
 
 
 @dataclass(frozen=True, slots=True)

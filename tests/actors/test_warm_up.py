@@ -232,6 +232,12 @@ def test_workers_do_without_a_lost_share(checkpoint: dict[str, Array], tmp_path:
     shutil.rmtree(tmp_path / "s" / "share-2")
     with pytest.raises(QualityError, match="2 of the 3 shares"):
         warm_up(tmp_path / "s", workers=2, qualities=QUALITIES)
+    with warm_up(tmp_path / "s", workers=2, qualities=(0.9,)) as model:
+        model.wait(0.9, timeout_s=120)
+        expected = holoray.open(tmp_path / "s").load(quality=0.9)
+        assert {name: a.tobytes() for name, a in model.state_dict().items()} == {
+            name: a.tobytes() for name, a in expected.items()
+        }
 
 
 @pytest.mark.usefixtures("local_ray")
