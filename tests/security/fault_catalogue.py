@@ -45,6 +45,11 @@ CATALOGUE: Final = (
     Fault("no-shared-memory", "a full /dev/shm", "`CapacityError` when the segment is reserved, never a SIGBUS"),
     # -- sources --------------------------------------------------------------------------------------------
     Fault("bad-server", "an HTTP server that breaks the rules", "`SourceError` that names it; the next answer counts"),
+    Fault("hostile-server", "a server that stalls, drips or never ends", "`SourceError` in time, little memory"),
+    Fault("bad-redirect", "a redirect into a private network, to a file, on and on", "`SourceError`; credentials stay"),
+    Fault("dead-server", "a server that is killed in mid-answer", "`SourceError`; the load can go on later"),
+    Fault("stranger", "somebody else asks what is served", "only files of the store, with the token; no paths told"),
+    Fault("greedy-client", "clients that take all readers, or do not read", "others are refused; the server can end"),
     Fault("leaked-secret", "credentials in a URI", "no message, log or metric shows them"),
     # -- actors ---------------------------------------------------------------------------------------------
     Fault("worker-killed", "a worker that dies or hangs", "its unfinished tasks are redone; the same bits"),

@@ -99,6 +99,7 @@ BAD: dict[str, tuple[Messages, str, ReadLimits]] = {
 
 
 @pytest.mark.parametrize(("get", "message", "limits"), BAD.values(), ids=BAD)
+@pytest.mark.fault("hostile-server")
 def test_a_hostile_server_is_a_source_error(get: Messages, message: str, limits: ReadLimits) -> None:
     out = memoryview(bytearray(LENGTH))
     with hostile_flight(get, sends(total(BYTES)), sends()) as server:
@@ -124,6 +125,7 @@ def test_messages_are_limited() -> None:
         assert FlightStore(server.uri, limits=PATIENT).read_into("a", 0, out) == 8 << 20
 
 
+@pytest.mark.fault("hostile-server")
 def test_a_compressed_body_is_never_inflated() -> None:
     """The bytes are right, and the batch that carries them claims a quarter of a gigabyte besides."""
     out = bytearray(LENGTH)
@@ -132,6 +134,7 @@ def test_a_compressed_body_is_never_inflated() -> None:
     assert out == DATA
 
 
+@pytest.mark.fault("hostile-server")
 def test_messages_compressed_by_grpc_are_never_inflated() -> None:
     """The answer is right, once inflated; but gRPC inflates before it looks at any limit."""
     honest = sends(sized(BYTES), piece(bytes(LENGTH)))
@@ -203,6 +206,7 @@ NO_FLIGHT: dict[str, Answer] = {
 
 
 @pytest.mark.parametrize("answer", NO_FLIGHT.values(), ids=NO_FLIGHT)
+@pytest.mark.fault("hostile-server")
 def test_what_is_no_flight_server(answer: Answer) -> None:
     with hostile(answer) as server:
         store = FlightStore(server.url.replace("http:", "grpc:"), limits=HASTY)

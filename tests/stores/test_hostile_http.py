@@ -137,6 +137,7 @@ BAD: dict[str, tuple[Answer, str, ReadLimits]] = {
 
 
 @pytest.mark.parametrize(("answer", "message", "limits"), BAD.values(), ids=BAD)
+@pytest.mark.fault("hostile-server")
 def test_a_hostile_server_is_a_source_error(answer: Answer, message: str, limits: ReadLimits) -> None:
     out = memoryview(bytearray(LENGTH))
     with hostile(answer) as server:
@@ -178,6 +179,7 @@ def test_what_came_before_it_broke_off_is_counted() -> None:
 # -- redirects -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("bad-redirect")
 def test_credentials_follow_no_redirect_to_another_host(tmp_path: Path) -> None:
     (tmp_path / "ROOT").write_bytes(b"0123456789")
     with served(tmp_path) as there, hostile(redirects(f"{there.url}/ROOT")) as server:
@@ -205,6 +207,7 @@ def test_credentials_stay_on_the_same_host(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "hops", "works"), [(301, 3, True), (307, 3, True), (308, 4, False)])
+@pytest.mark.fault("bad-redirect")
 def test_three_redirects_and_no_more(status: int, hops: int, works: bool) -> None:
     def answer(connection: socket.socket, request: bytes) -> None:
         step = int(request.split()[1].rpartition(b"/")[2].replace(b"ROOT", b"0"))
@@ -243,6 +246,7 @@ def test_who_can_reach_an_address(address: str, expected: Scope) -> None:
 
 @pytest.mark.parametrize("here", ["8.8.8.8", "10.0.0.1", "127.0.0.1", "169.254.1.1"])
 @pytest.mark.parametrize("there", ["9.9.9.9", "10.0.0.2", "127.0.0.2", "169.254.1.2"])
+@pytest.mark.fault("bad-redirect")
 def test_a_redirect_never_leads_closer(here: str, there: str) -> None:
     found = follow(Hop(f"http://{here}/a"), f"http://{there}/b")
     if scope(there) > scope(here):
@@ -284,6 +288,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(tmp_path: Path, mo
     ("names", "trusted", "works"),
     [(("127.0.0.1",), True, True), (("127.0.0.1",), False, False), (("other.example",), True, False)],
 )
+@pytest.mark.fault("hostile-server")
 def test_certificates(
     names: tuple[str], trusted: bool, works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def test_the_command_serves_until_a_signal(store: Path, model: Model) -> None:
             opened.store.size("ROOT")
 
 
+@pytest.mark.fault("dead-server")
 def test_a_killed_server_is_a_source_error_and_a_new_one_goes_on(store: Path, model: Model) -> None:
     """What is loaded stays, and the load ends bit for bit once the server is back at its address."""
     with command(store) as server:
@@ -143,6 +144,7 @@ with holoray.serve(Stuck(sys.argv[1])) as server:
 """
 
 
+@pytest.mark.fault("dead-server")
 def test_a_server_that_dies_in_the_middle_of_an_answer(tmp_path: Path) -> None:
     (holoray.encode({"w": make_noise(4 << 20)}, tmp_path, codec="raw"))
     process = subprocess.Popen([sys.executable, "-c", _STUCK, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -196,6 +198,7 @@ def test_what_the_command_refuses(store: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.com"])
+@pytest.mark.fault("stranger")
 def test_other_machines_need_tls_and_a_token(host: str, store: Path, tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path, "127.0.0.1")
     tls: dict[str, Any] = {"tls_cert": certificate.chain, "tls_key": certificate.key}
@@ -206,6 +209,7 @@ def test_other_machines_need_tls_and_a_token(host: str, store: Path, tmp_path: P
         assert "127.0.0.1" in caught.value.hint
 
 
+@pytest.mark.fault("stranger")
 def test_tls_and_a_token(store: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificate = make_certificate(tmp_path, "127.0.0.1")
     other = make_certificate(tmp_path, "other.example")
@@ -237,6 +241,7 @@ def test_tls_and_a_token(store: Path, model: Model, tmp_path: Path, monkeypatch:
         FlightStore(server.uri, token=TOKEN, limits=QUICK).size("ROOT")  # trusted, and somebody else's
 
 
+@pytest.mark.fault("leaked-secret")
 def test_the_token_is_in_no_message(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = []
     with holoray.serve(store, token=TOKEN) as server:
@@ -286,6 +291,7 @@ def test_what_is_no_address(uri: str) -> None:
 # -- what may be read -------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("stranger")
 def test_only_files_of_the_store_are_told(store: Path) -> None:
     with holoray.serve(store) as server:
         client = FlightStore(server.uri)
@@ -296,6 +302,7 @@ def test_only_files_of_the_store_are_told(store: Path) -> None:
                 client.read(name, 100)
 
 
+@pytest.mark.fault("stranger")
 def test_what_a_stranger_sends(store: Path) -> None:
     """Whatever it is, an error that says nothing of us; and the server goes on."""
     with holoray.serve(store) as server, flight.FlightClient(server.uri) as client:
@@ -420,6 +427,7 @@ def large(tmp_path: Path) -> Store:
     return LocalStore(tmp_path)
 
 
+@pytest.mark.fault("greedy-client")
 def test_readers_are_bounded(large: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "_WAIT_S", 0.02)
     with holoray.serve(large, readers=1) as server:
@@ -446,6 +454,7 @@ class Stuck(MemoryStore):
         return super().read_into(name, offset, out)
 
 
+@pytest.mark.fault("greedy-client")
 def test_a_call_that_does_not_end_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "_GRACE_S", 0.2)
     stuck = Stuck()
