@@ -86,9 +86,13 @@ class CapacityError(HolorayError):
 
 
 class SourceError(HolorayError, OSError):
-    """A place that should hold bytes is missing or does not answer."""
+    """A place that should hold bytes is missing or does not answer.
+
+    `received`: how many bytes at the start of what was asked for came before it broke off.
+    """
 
     exit_code = 6
+    received: int = 0
 
     def __str__(self) -> str:
         return self.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import BinaryIO, Final, NoReturn
@@ -22,6 +23,7 @@ _CONNECTIONS: Final = 64
 _MISSING: Final = (404, 410)
 _DENIED: Final = (401, 403, 407)
 _NO_SUCH_RANGE: Final = 416
+_CHUNK_BYTES: Final = 256 << 10
 
 
 class HttpStore(Store):
@@ -60,13 +62,19 @@ class HttpStore(Store):
             if total > limit:
                 raise LimitError(f"{name} has {total} bytes, more than the limit of {limit}", source=self.uri)
             out = bytearray(total)
-            return bytes(out[: _fill(response, memoryview(out))])
+            return bytes(out[: max(_filling(response, memoryview(out)), default=0)])
 
     def read_into(self, name: str, offset: int, out: memoryview) -> int:
         if not out.nbytes:
             return 0
-        with self._range(name, offset, out.nbytes) as response:
-            return _fill(response, out)
+        counted = deque((0,), maxlen=1)
+        try:
+            with self._range(name, offset, out.nbytes) as response:
+                counted.extend(_filling(response, out))
+        except SourceError as error:
+            error.received = counted[0]
+            raise
+        return counted[0]
 
     def exists(self, name: str) -> bool:
         with self._asked("HEAD", name) as response:
@@ -170,14 +178,15 @@ def _total(response: urllib3.BaseHTTPResponse) -> int:
     return int(text) if text.isdecimal() else max(0, _length(response))
 
 
-def _fill(response: urllib3.BaseHTTPResponse, out: memoryview) -> int:
+def _filling(response: urllib3.BaseHTTPResponse, out: memoryview) -> Iterator[int]:
+    """Fill `out`; the bytes that are there after each read. What a read had when the connection broke is lost."""
     done = 0
     while response.status == 206 and done < out.nbytes:
-        got = response.readinto(out[done:])
+        got = response.readinto(out[done : done + _CHUNK_BYTES])
         if not got:
             break
         done += got
-    return done
+        yield done
 
 
 def _headers(user: str | None, password: str | None) -> dict[str, str]:
