@@ -40,11 +40,17 @@ if TYPE_CHECKING:
     from holoray.pipelines.curve import QualityCurve as QualityCurve
     from holoray.pipelines.curve import curve_of as curve_of
     from holoray.pipelines.encode import EncodeReport as EncodeReport
+    from holoray.pipelines.fault_policy import FaultPolicy as FaultPolicy
+    from holoray.pipelines.open_sources import SourceSpec as SourceSpec
+    from holoray.pipelines.open_sources import read_sources as read_sources
     from holoray.pipelines.plan import Target as Target
     from holoray.pipelines.sealed_store import SealedStore as SealedStore
+    from holoray.pipelines.source_pool import SourcePool as SourcePool
     from holoray.pipelines.tensor_codec import TensorDecoder as TensorDecoder
     from holoray.pipelines.tensor_codec import encode_tensor as encode_tensor
     from holoray.quality import Quality as Quality
+    from holoray.stores import Faults as Faults
+    from holoray.stores import FaultySource as FaultySource
     from holoray.stores import HttpStore as HttpStore
     from holoray.stores import LocalStore as LocalStore
     from holoray.stores import MemoryStore as MemoryStore
@@ -57,6 +63,9 @@ _HOMES: Final = {
     "CurvePoint": "pipelines.curve",
     "DeadlineError": "errors",
     "EncodeReport": "pipelines.encode",
+    "FaultPolicy": "pipelines.fault_policy",
+    "Faults": "stores",
+    "FaultySource": "stores",
     "FormatError": "errors",
     "Fragment": "fragment",
     "FragmentEntry": "fragment",
@@ -72,6 +81,8 @@ _HOMES: Final = {
     "RemoteStore": "stores",
     "SealedStore": "pipelines.sealed_store",
     "SourceError": "errors",
+    "SourcePool": "pipelines.source_pool",
+    "SourceSpec": "pipelines.open_sources",
     "Store": "stores",
     "Target": "pipelines.plan",
     "TensorDecoder": "pipelines.tensor_codec",
@@ -84,6 +95,7 @@ _HOMES: Final = {
     "encode": "pipelines.api",
     "encode_tensor": "pipelines.tensor_codec",
     "open": "pipelines.api",
+    "read_sources": "pipelines.open_sources",
     "warm_up": "actors.warm_model",
 }
 __all__ = ["__version__", *_HOMES]

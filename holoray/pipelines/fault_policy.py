@@ -54,7 +54,7 @@ class FaultPolicy:
     in_flight: int = 4
     """Requests to one source at a time."""
     budget_bytes: int = 64 << 20
-    """Bytes under way or waiting to be verified, over all sources."""
+    """Bytes under way or waiting to be verified, in equal shares for the sources; a larger fragment passes alone."""
     min_request_bytes: int = 256 << 10
     """Bytes of a request to a source of unknown speed; slow ones get no more."""
     max_request_bytes: int = 4 << 20

@@ -11,7 +11,9 @@ from holoray.fragment import TensorEntry
 from holoray.integrity import format_root, parse_root
 from holoray.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest
 from holoray.pipelines.curve import CurvePoint, QualityCurve, curve_of, store_curve
+from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.plan import Target, select
+from holoray.pipelines.source_pool import SourcePool, SourceStats
 from holoray.pipelines.verify import BadFragment, verify
 from holoray.stores import MANIFEST, ROOT, Store, open_store
 from holoray.tensor import Array
@@ -26,48 +28,34 @@ class SealedStore:
     """A store whose `ROOT` matches its manifest.
 
     `expect` (`sha256:...`) pins the root. Where it is given, and for a remote store, the fragments are also checked
-    against sha256, not only xxh3_64 (which anybody on the way could forge).
+    against sha256, not only xxh3_64 (which anybody on the way could forge). `policy`: what loads put up with.
     Raises SourceError if there is no store, IntegrityError if root, manifest or expectation disagree.
     """
 
-    def __init__(self, where: Store | str | os.PathLike[str], expect: str | None = None) -> None:
+    def __init__(
+        self, where: Store | str | os.PathLike[str], expect: str | None = None, policy: FaultPolicy | None = None
+    ) -> None:
         self.store = open_store(where)
+        self.policy = policy or (self.store.policy if isinstance(self.store, SourcePool) else FaultPolicy())
         self.strict = expect is not None or self.store.remote
-        self.root = self._read_root()
+        self.root = read_root(self.store)
         if expect is not None and self.root != parse_root(expect, what="--expect"):
             raise IntegrityError(
                 f"{self.store.uri} has root {self.root}, not the expected one",
                 hint="this is another model or another version than you asked for",
                 source=self.store.uri,
             )
-        encoded = self.store.read(MANIFEST, MAX_MANIFEST_BYTES)
+        self.manifest: Manifest = read_manifest(
+            self.store.read_checked(MANIFEST, MAX_MANIFEST_BYTES, self._check_manifest)
+        )
+
+    def _check_manifest(self, encoded: bytes) -> None:
         if format_root(encoded) != self.root:
             raise IntegrityError(
                 f"the manifest of {self.store.uri} does not match its ROOT",
                 hint="the store is damaged: copy it again",
                 source=self.store.uri,
             )
-        self.manifest: Manifest = read_manifest(encoded)
-
-    def _read_root(self) -> str:
-        try:
-            text = self.store.read(ROOT, _MAX_ROOT_BYTES)
-        except SourceError:  # asking first would cost every good store a round trip
-            if self.store.exists(ROOT):
-                raise
-            started = any(self.store.names())
-            what = "was never sealed: an encode was interrupted" if started else "is no holoray store"
-            hint = "run the same `holoray encode` again" if started else "is the path right?"
-            raise SourceError(f"{self.store.uri} {what}", hint=hint, source=self.store.uri) from None
-        try:
-            if not text.endswith(b"\n"):
-                raise ValueError
-            root = text.decode("ascii")[:-1]
-            if parse_root(root) != root:
-                raise ValueError
-        except ValueError:
-            raise FormatError(f"the ROOT file of {self.store.uri} is malformed", source=self.store.uri) from None
-        return root
 
     def load(
         self,
@@ -85,7 +73,11 @@ class SealedStore:
         """A load that can stop at a target and go on from there."""
         from holoray.pipelines.loader import Loader  # brings the kernels, a second of imports that reading needs not
 
-        return Loader(self.store, self.manifest, strict=self.strict)
+        return Loader(self.store, self.manifest, strict=self.strict, policy=self.policy)
+
+    def stats(self) -> list[SourceStats]:
+        """What each source did so far, where there are several."""
+        return self.store.stats() if isinstance(self.store, SourcePool) else []
 
     def planned_bytes(self, target: Target) -> int:
         """Bytes of the fragments that a load to the target would fetch."""
@@ -119,3 +111,25 @@ class SealedStore:
     def verify(self, on_progress: Callable[[int], None] | None = None) -> list[BadFragment]:
         """Everything that is wrong: each payload against both digests, each file's framing and size."""
         return verify(self.store, self.manifest, on_progress)
+
+
+def read_root(store: Store) -> str:
+    """What the ROOT of a store says; raises SourceError if there is none, FormatError if it is malformed."""
+    try:
+        text = store.read(ROOT, _MAX_ROOT_BYTES)
+    except SourceError:  # asking first would cost every good store a round trip
+        if store.exists(ROOT):
+            raise
+        started = any(store.names())
+        what = "was never sealed: an encode was interrupted" if started else "is no holoray store"
+        hint = "run the same `holoray encode` again" if started else "is the path right?"
+        raise SourceError(f"{store.uri} {what}", hint=hint, source=store.uri) from None
+    try:
+        if not text.endswith(b"\n"):
+            raise ValueError
+        root = text.decode("ascii")[:-1]
+        if parse_root(root) != root:
+            raise ValueError
+    except ValueError:
+        raise FormatError(f"the ROOT file of {store.uri} is malformed", source=store.uri) from None
+    return root

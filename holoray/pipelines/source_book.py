@@ -42,6 +42,7 @@ class Source:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
     in_flight: int = 0
     in_flight_bytes: int = 0
+    held_bytes: int = 0  # in flight, on the way to be verified, or given up and not back yet
     failures: int = 0  # in a row
     ready_at: float = 0.0
     suspicion: float = 0.0
@@ -83,8 +84,8 @@ class SourceBook:
     def __init__(self, sources: Sequence[tuple[str, int]], policy: FaultPolicy, rng: random.Random) -> None:
         self.sources = [Source(name, priority) for name, priority in sources]
         self.policy = policy
-        self.held_bytes = 0
         self.news_at = -math.inf  # when bytes last came from anywhere
+        self._share = policy.budget_bytes // max(len(sources), 1)
         self._rng = rng
         self._attempts = 0
         self._retries = float(policy.retry_burst)
@@ -110,21 +111,26 @@ class SourceBook:
         usable = [i for i in left if self._is_usable(self.sources[i], now)]
         if not usable:
             return None, min(self._usable_at(self.sources[i], now) for i in left)
-        best = self._best(usable, nbytes, now)
-        wanted = max(least, min(nbytes, self.request_bytes(best)))
-        if self._is_full(self.sources[best]) or not self._has_room(wanted):
-            return None, NEWS
-        return best, now
+        while usable:
+            best = self._best(usable, nbytes, now)
+            source, wanted = self.sources[best], max(least, min(nbytes, self.request_bytes(best)))
+            if not self._is_full(source) and self._has_room(source, wanted):
+                return best, now
+            if source.in_flight:
+                break
+            usable.remove(best)  # its memory is held by reads that were given up: who knows when they return
+        return None, NEWS
 
     def choose_hedge(self, now: float, attempt: Attempt, avoid: Collection[int]) -> int | None:
         """A source that would have been done with an attempt long ago, if the budgets have room for asking it."""
         allowed = self.policy.hedge_share * self._received_bytes + self.policy.hedge_burst_bytes
         if not self.policy.hedge_share or self._hedged_bytes + attempt.nbytes > allowed:
             return None
-        usable = [i for i in self._others(attempt, avoid) if not self._is_full(self.sources[i])]
-        if not usable or now < self.hedge_at(attempt, avoid) or not self._has_room(attempt.nbytes):
+        if now < self.hedge_at(attempt, avoid):
             return None
-        return self._best(usable, attempt.nbytes, now)
+        others = [(i, self.sources[i]) for i in self._others(attempt, avoid)]
+        usable = [i for i, s in others if not self._is_full(s) and self._has_room(s, attempt.nbytes)]
+        return self._best(usable, attempt.nbytes, now) if usable else None
 
     def hedge_at(self, attempt: Attempt, avoid: Collection[int]) -> float:
         """When an attempt is so late that another source should be asked too; inf while no other one is known."""
@@ -132,12 +138,12 @@ class SourceBook:
         return attempt.began + max(self.policy.min_hedge_s, self.policy.hedge_factor * min(tails, default=math.inf))
 
     def request_bytes(self, number: int) -> int:
-        """How much to ask a source for at once."""
+        """How much to ask a source for at once: little where its speed is unknown, or it failed."""
         source, policy = self.sources[number], self.policy
         if source.slowness is None or source.failures:
-            return policy.min_request_bytes
+            return min(policy.min_request_bytes, self._share)
         fitting = _REQUEST_S / max(source.slowness, 1e-15) - OVERHEAD_BYTES
-        return int(min(max(fitting, policy.min_request_bytes), policy.max_request_bytes))
+        return int(min(max(fitting, policy.min_request_bytes), policy.max_request_bytes, self._share))
 
     def _best(self, usable: Sequence[int], nbytes: int, now: float) -> int:
         first = min(self.sources[i].priority for i in usable)
@@ -174,16 +180,19 @@ class SourceBook:
     def _is_full(self, source: Source) -> bool:
         return source.in_flight >= self.policy.in_flight
 
-    def _has_room(self, nbytes: int) -> bool:
-        """One request above the whole budget is let through alone, so that a fragment larger than it still loads."""
-        return self.held_bytes == 0 or self.held_bytes + nbytes <= self.policy.budget_bytes
+    def _has_room(self, source: Source, nbytes: int) -> bool:
+        """Each source has a share of the budget, so that one that stalls cannot keep all memory from the others.
+
+        One request above the share is let through alone, so that a fragment larger than it still loads.
+        """
+        return source.held_bytes == 0 or source.held_bytes + nbytes <= self._share
 
     def _may_retry(self, now: float) -> bool:
         if now > self._refilled_at:
             passed = 0.0 if math.isinf(self._refilled_at) else now - self._refilled_at
             self._retries = min(self._retries + passed, max(1.0, float(self.policy.retry_burst)))
             self._refilled_at = now
-        return self._retries >= 1.0
+        return self._retries > 1.0 - 1e-9
 
     # -- what happens to requests --------------------------------------------------------------------------
 
@@ -193,7 +202,7 @@ class SourceBook:
         source.in_flight += 1
         source.in_flight_bytes += nbytes
         source.counts["requests"] += 1
-        self.held_bytes += nbytes
+        source.held_bytes += nbytes
         self._attempts += 1
         if retry:
             self._retries -= 1.0
@@ -202,8 +211,8 @@ class SourceBook:
             self._hedged_bytes += nbytes
             source.counts["hedges"] += 1
             source.counts["hedged_bytes"] += nbytes
-        known = [s.expected_s(nbytes, now) for s in self.sources if s.slowness is not None]
-        expected = source.expected_s(0, now) if source.slowness is not None else min(known, default=math.inf)
+        slowest = source.slowness or min((s.slowness for s in self.sources if s.slowness), default=math.inf)
+        expected = source.expected_s(0, now, slowest)
         late = min(max(_LATE * expected, _MIN_LATE_S), self.policy.deadline_s)
         return Attempt(self._attempts, number, nbytes, now, now + late, source.in_flight, hedge)
 
@@ -235,14 +244,14 @@ class SourceBook:
         source.ready_at = now + wait + self._rng.uniform(0.0, min(bound, self.policy.max_backoff_s))
 
     def outrun(self, now: float, attempt: Attempt) -> None:
-        """Another source was faster; this attempt goes on, since nobody can stop it, and is at least so slow."""
+        """Another source was faster, or time is up: the source is at least so slow. Nobody can stop the attempt."""
         source = self.sources[attempt.source]
         source.slowness = max(source.slowness or 0.0, _slowness(now, attempt))
         source.measured_at = now
 
     def released(self, attempt: Attempt) -> None:
         """The memory of an attempt is free again."""
-        self.held_bytes -= attempt.nbytes
+        self.sources[attempt.source].held_bytes -= attempt.nbytes
 
     def suspect(self, number: int, error: Exception) -> None:
         """A source gave bytes that do not match their digest, and nobody else has given better ones yet."""

@@ -201,6 +201,7 @@ class SpanRequest:
             if now >= attempt.late_at:
                 name = self._book.sources[attempt.source].name
                 error = SourceError(f"no answer within {now - attempt.began:.1f} s", source=name)
+                self._book.outrun(now, attempt)
                 self._book.failed(now, attempt, error)
                 self._put_back_rest(flight, flight.fetch.start)
                 del self._flights[number]

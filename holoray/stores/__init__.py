@@ -6,20 +6,25 @@ import os
 
 from holoray.errors import UsageError
 from holoray.stores.base import MANIFEST, ROOT, Store, fragment_file, is_journal, is_own, journal_file
+from holoray.stores.faulty import Faults, FaultySource
 from holoray.stores.http import HttpStore
 from holoray.stores.local import LocalStore
 from holoray.stores.memory import MemoryStore
 from holoray.stores.remote import RemoteStore
 from holoray.stores.uri import scheme_of
+from holoray.stores.wrapped import WrappedStore
 
 __all__ = [
     "MANIFEST",
     "ROOT",
+    "Faults",
+    "FaultySource",
     "HttpStore",
     "LocalStore",
     "MemoryStore",
     "RemoteStore",
     "Store",
+    "WrappedStore",
     "fragment_file",
     "is_journal",
     "is_own",
