@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 import tomllib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 from urllib.parse import quote
 
 from holoray.errors import FormatError, HolorayError, IntegrityError, SourceError, UsageError
@@ -24,7 +24,7 @@ from holoray.stores.uri import redacted
 Place = Store | str | os.PathLike[str]
 
 _log = logging.getLogger("holoray")
-_ASKING: Final = 16
+_GRACE_S: Final = 3.0
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _KEYS: Final = {"uri", "priority"}
 
@@ -52,20 +52,22 @@ def open_sources(
     if not stores:
         raise UsageError("there is no store to open", hint="name at least one place")
     _refuse_twins(stores)
-    with ThreadPoolExecutor(_ASKING) as threads:
-        roots = list(threads.map(_root_of, stores))
+    roots = _roots_of(stores)
     root = _agreed(stores, roots, expect)
-    kept = [
-        (store, spec.priority)
-        for store, spec, found in zip(stores, specs, roots, strict=True)
-        if found == root or isinstance(found, SourceError)
-    ]
-    for store, found in zip(stores, roots, strict=True):
-        if found != root:
-            _log.warning(
-                "%s: %s", "does not answer yet" if isinstance(found, SourceError) else "left out", _said(store, found)
-            )
-    return SourcePool(kept, policy, root=root)
+    answers = list(zip(stores, specs, roots, strict=True))
+    kept = [(store, spec.priority) for store, spec, found in answers if found == root or _is_absent(found)]
+    pool = SourcePool(kept, policy, root=root)
+    for store, _, found in answers:
+        if _is_absent(found):
+            _log.warning("a source does not answer yet: %s", _said(store, found))
+            pool.note_absent(store, found)
+        elif found != root:
+            _log.warning("a source is left out: %s", _said(store, found))
+    return pool
+
+
+def _is_absent(found: str | HolorayError) -> TypeGuard[SourceError]:
+    return isinstance(found, SourceError)
 
 
 def open_places(
@@ -85,11 +87,32 @@ def _refuse_twins(stores: Sequence[Store]) -> None:
         seen.add(store.uri)
 
 
-def _root_of(store: Store) -> str | HolorayError:
-    try:
-        return read_root(store)
-    except (SourceError, FormatError) as error:
-        return error
+def _roots_of(stores: Sequence[Store]) -> list[str | HolorayError]:
+    """What each place says its root is, or why it does not; once one has answered, the others have a few seconds."""
+    answers: dict[int, str | HolorayError | Exception] = {}
+    changed = threading.Condition()
+
+    def ask(number: int) -> None:
+        answer: str | Exception
+        try:
+            answer = read_root(stores[number])
+        except Exception as error:
+            answer = error
+        with changed:
+            answers[number] = answer
+            changed.notify_all()
+
+    for number in range(len(stores)):  # in threads that nobody has to wait for
+        threading.Thread(target=ask, args=(number,), name="holoray-open", daemon=True).start()
+    with changed:
+        changed.wait_for(lambda: len(answers) == len(stores) or any(isinstance(a, str) for a in answers.values()))
+        changed.wait_for(lambda: len(answers) == len(stores), _GRACE_S)
+        late = SourceError(f"no answer within {_GRACE_S:.0f} s")
+        found = [answers.get(number, late) for number in range(len(stores))]
+    for answer in found:
+        if not isinstance(answer, str | SourceError | FormatError):
+            raise answer
+    return [answer for answer in found if isinstance(answer, str | HolorayError)]
 
 
 def _agreed(stores: Sequence[Store], roots: Sequence[str | HolorayError], expect: str | None) -> str:

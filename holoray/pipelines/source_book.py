@@ -23,6 +23,8 @@ _SAMPLES: Final = 64
 _QUANTILE: Final = 0.95
 _REQUEST_S: Final = 0.1  # requests grow until they take about so long
 _FORGET_S: Final = 10.0  # after so long without news a source may be twice as fast
+_OVERDUE: Final = 2.0  # a source is overdue after so many times what was expected
+_LOOK_AGAIN_S: Final = 0.05  # whoever waits for the best source looks at the others now and then
 _WEIGHT: Final = 0.3  # of the newest sample in the mean
 _SUSPICION: Final = 4.0  # a wrong digest counts like being so many times slower
 _LATE: Final = 8.0  # a try is late after so many times what was expected,
@@ -40,8 +42,8 @@ class Source:
     slowness: float | None = None  # seconds a byte, mean; None until something came
     measured_at: float = 0.0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
-    in_flight: int = 0
     in_flight_bytes: int = 0
+    flying: dict[int, float] = field(default_factory=dict)  # attempts in flight, and when they began
     held_bytes: int = 0  # in flight, on the way to be verified, or given up and not back yet
     failures: int = 0  # in a row
     ready_at: float = 0.0
@@ -50,12 +52,24 @@ class Source:
     last_error: Exception | None = None
     counts: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def in_flight(self) -> int:
+        return len(self.flying)
+
     def expected_s(self, nbytes: int, now: float, slowness: float | None = None) -> float:
         """Seconds until it would be done with so many more bytes; 0 where nothing is known."""
         if slowness is None:
             age = max(0.0, now - self.measured_at)
             slowness = (self.slowness or 0.0) * 0.5 ** (age / _FORGET_S)
         return (self.in_flight_bytes + nbytes + OVERHEAD_BYTES) * slowness
+
+    def due_s(self, now: float) -> float:
+        """In how long the oldest request in flight should have come at the latest; negative once it is overdue."""
+        return min(self.flying.values(), default=now) + _OVERDUE * self.expected_s(0, now, self.slowness or 0.0) - now
+
+    def overdue_s(self, now: float) -> float:
+        """Since when: whoever is stalled looks worse with every second."""
+        return max(0.0, -self.due_s(now)) if self.flying else 0.0
 
     def tail_s(self, nbytes: int) -> float:
         """The same at the 95th percentile of what was seen; inf where nothing was."""
@@ -116,9 +130,10 @@ class SourceBook:
             source, wanted = self.sources[best], max(least, min(nbytes, self.request_bytes(best)))
             if not self._is_full(source) and self._has_room(source, wanted):
                 return best, now
+            usable.remove(best)
             if source.in_flight:
-                break
-            usable.remove(best)  # its memory is held by reads that were given up: who knows when they return
+                return None, self._overtaken_at(best, usable, nbytes, now)
+            # else its memory is held by reads that were given up: who knows when they return
         return None, NEWS
 
     def choose_hedge(self, now: float, attempt: Attempt, avoid: Collection[int]) -> int | None:
@@ -147,13 +162,22 @@ class SourceBook:
 
     def _best(self, usable: Sequence[int], nbytes: int, now: float) -> int:
         first = min(self.sources[i].priority for i in usable)
+        return min(
+            (i for i in usable if self.sources[i].priority == first),
+            key=lambda i: (self._cost(i, nbytes, now), self.sources[i].in_flight),
+        )
 
-        def cost(i: int) -> tuple[float, int]:
-            source = self.sources[i]
-            expected = source.expected_s(min(nbytes, self.request_bytes(i)), now)
-            return expected * _SUSPICION**source.suspicion + source.suspicion * 1e-9, source.in_flight
+    def _cost(self, number: int, nbytes: int, now: float) -> float:
+        source = self.sources[number]
+        expected = source.expected_s(min(nbytes, self.request_bytes(number)), now) + source.overdue_s(now)
+        return expected * _SUSPICION**source.suspicion + source.suspicion * 1e-9
 
-        return min((i for i in usable if self.sources[i].priority == first), key=cost)
+    def _overtaken_at(self, best: int, others: Sequence[int], nbytes: int, now: float) -> float:
+        """When the best source, if it is stalled, will look worse than the next."""
+        if not others:
+            return NEWS
+        lead = self._cost(self._best(others, nbytes, now), nbytes, now) - self._cost(best, nbytes, now)
+        return now + max(self.sources[best].due_s(now), 0.0) + max(lead, _LOOK_AGAIN_S)
 
     def _others(self, attempt: Attempt, avoid: Collection[int]) -> list[int]:
         """Who else could be asked, of those whose speed is known."""
@@ -199,11 +223,11 @@ class SourceBook:
     def begin(self, now: float, number: int, nbytes: int, *, retry: bool = False, hedge: bool = False) -> Attempt:
         """Note that a source is asked. Every attempt ends in `arrived` or `failed`, and its memory is `released`."""
         source = self.sources[number]
-        source.in_flight += 1
         source.in_flight_bytes += nbytes
         source.counts["requests"] += 1
         source.held_bytes += nbytes
         self._attempts += 1
+        source.flying[self._attempts] = now
         if retry:
             self._retries -= 1.0
             source.counts["retries"] += 1
@@ -249,6 +273,12 @@ class SourceBook:
         source.slowness = max(source.slowness or 0.0, _slowness(now, attempt))
         source.measured_at = now
 
+    def note_absent(self, now: float, number: int, error: Exception) -> None:
+        """A source did not even say what it holds: its breaker is open from the start."""
+        source = self.sources[number]
+        source.last_error, source.failures = error, self.policy.breaker_failures
+        source.ready_at = now + self.policy.breaker_s
+
     def released(self, attempt: Attempt) -> None:
         """The memory of an attempt is free again."""
         self.sources[attempt.source].held_bytes -= attempt.nbytes
@@ -274,7 +304,7 @@ class SourceBook:
 
     def _end(self, attempt: Attempt, received: int) -> Source:
         source = self.sources[attempt.source]
-        source.in_flight -= 1
+        del source.flying[attempt.number]
         source.in_flight_bytes -= attempt.nbytes
         source.counts["received_bytes"] += received
         self._received_bytes += received

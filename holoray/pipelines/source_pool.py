@@ -98,6 +98,11 @@ class SourcePool(Store):
         sources = list(zip(self._stores, self._priorities, strict=True))
         return _unpickled, (sources, self.policy, self.root)
 
+    def note_absent(self, store: Store, error: Exception) -> None:
+        """A source did not answer when the pool was opened: it is asked last, and now and then."""
+        with self._changed:
+            self._book.note_absent(self._clock(), self._stores.index(store), error)
+
     def stats(self) -> list[SourceStats]:
         """What each source did so far, and how it is."""
         with self._changed:
@@ -246,7 +251,8 @@ class SourcePool(Store):
         """The answer of the first source that gives one; a wrong digest is only raised if nobody has a better one."""
         wrong: HolorayError | None = None
         failed: HolorayError
-        for number in sorted(range(len(self._stores)), key=self._priorities.__getitem__):
+        sources = self._book.sources
+        for number in sorted(range(len(sources)), key=lambda i: (sources[i].failures > 0, sources[i].priority)):
             try:
                 return ask(self._stores[number])
             except (IntegrityError, LimitError) as error:
@@ -254,8 +260,8 @@ class SourcePool(Store):
             except SourceError as error:
                 failed = error
             with self._changed:
-                self._book.sources[number].last_error = failed
-                self._book.sources[number].counts["errors"] += 1
+                sources[number].last_error = failed
+                sources[number].counts["errors"] += 1
         if wrong is not None:
             raise wrong
         with self._changed:

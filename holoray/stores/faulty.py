@@ -15,9 +15,10 @@ from holoray.stores.wrapped import WrappedStore
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What is wrong with a source. Probabilities are per read of a fragment file; raises UsageError for impossible ones.
+    """What is wrong with a source; raises UsageError for impossible values.
 
-    `ups` and `downs` let it flap: so many reads are answered, then so many refused, and again.
+    Probabilities are per read of a fragment file. `ups` and `downs` let it flap: so many reads are answered, then
+    so many refused, and again.
     """
 
     seed: int = 0

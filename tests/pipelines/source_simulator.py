@@ -1,4 +1,4 @@
-"""Random schedules for `SourceBook` and `SpanRequest`: virtual time, sources that fail in every way, laws after each step.
+"""Random schedules for `SourceBook` and `SpanRequest`: virtual time, sources that fail, laws after each step.
 
 A schedule is its seed: `simulate(seed)` does the same again.
 """
@@ -39,7 +39,7 @@ class World:
 
 @dataclass
 class Reader:
-    """One thread of a load: its request, and what its memory holds, as the source of each grain (-1: a lie, -2: nothing)."""
+    """One thread of a load: its request, and the source of each grain in its memory (-1: a lie, -2: nothing)."""
 
     request: SpanRequest
     spans: list[Span]
