@@ -36,6 +36,13 @@ StorePath = Annotated[
         help="Path or URI of the store: a directory, s3://…, gs://…, hdfs://…, http(s)://… and more.", metavar="STORE"
     ),
 ]
+SourcePaths = Annotated[
+    list[str] | None,
+    typer.Argument(help="Paths or URIs of the store, and of copies of it that are read together.", metavar="STORE..."),
+]
+SourcesFile = Annotated[
+    Path | None, typer.Option("--sources", help="A TOML file with more sources and their priorities.", metavar="FILE")
+]
 Expect = Annotated[
     str | None, typer.Option("--expect", help="Root that the store must have (sha256:…); checks sha256 everywhere.")
 ]
@@ -175,7 +182,7 @@ def verify(store: StorePath, expect: Expect = None, json: Json = False, quiet: Q
 
 @app.command()
 def load(
-    store: StorePath,
+    stores: SourcePaths,
     target: Annotated[Path, typer.Argument(help="The safetensors file to write.", metavar="OUT.safetensors")],
     quality: Annotated[float | None, typer.Option(help="Stop at this quality; 1 means everything.")] = None,
     nbytes: Annotated[
@@ -185,18 +192,29 @@ def load(
         str | None, typer.Option(help="Load these fragment indices of each tensor (planes: layers), e.g. 0,2,5.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to decode: cpu.")] = "cpu",
+    sources: SourcesFile = None,
+    skip_corrupted: Annotated[
+        bool, typer.Option("--skip-corrupted", help="Go on without fragments that are corrupt in every source.")
+    ] = False,
+    min_quality: Annotated[
+        float, typer.Option(help="With --skip-corrupted: fail (exit code 4) if the end is below this quality.")
+    ] = 0.0,
     expect: Expect = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Load a store, or as much of it as asked for, into a safetensors file."""
+    """Load a store, or as much of it as asked for, into a safetensors file.
+
+    Copies of the store may be named before OUT: what one lies about or does not give comes from the others.
+    """
     out = _begin(json, quiet)
+    from holoray.cli.sources import places, policy_of, source_table
+    from holoray.pipelines.open_sources import open_places
     from holoray.pipelines.plan import Target
-    from holoray.pipelines.sealed_store import SealedStore
 
     if device != "cpu":
         raise UsageError(f"device {device!r} is not supported", hint="this version decodes on the cpu")
-    sealed = SealedStore(store, expect)
+    sealed = open_places(places(stores, sources), expect, policy_of(skip_corrupted, min_quality))
     goal = Target(quality, nbytes, None if fragments is None else _indices(fragments))
     manifest = sealed.manifest
     from holoray.pipelines.api import load_file  # the kernels: a wrong path is told without waiting for them
@@ -208,16 +226,20 @@ def load(
             advance(entry.stored_bytes, f"quality {reached:.5f}")
 
         values = asdict(load_file(sealed, target, goal, on_fragment))
+    stats = sealed.stats()
     out.result(
-        values,
+        values | {"sources": [asdict(source) for source in stats]},
         f"{shown(target)}: quality {values['quality']:.6f} ({decibel(values['snr_db'])}) from "
         f"{human_bytes(values['bytes_read'])} in {values['seconds']:.2f} s",
+        *([source_table(stats)] if stats else []),
     )
+    if values["skipped"]:
+        out.warn([f"{values['skipped']} fragments are missing: they, or what they require, are corrupt everywhere"])
 
 
 @app.command()
 def warmup(
-    store: StorePath,
+    stores: SourcePaths = None,
     workers: Annotated[int | None, typer.Option(help="Worker actors; default: one a core, at most 8.")] = None,
     quality: Annotated[
         list[float] | None, typer.Option(help="Publish a generation at this quality (repeatable).")
@@ -225,18 +247,20 @@ def warmup(
     out_dir: Annotated[Path | None, typer.Option("--out", help="Write generations to DIR/model.safetensors.")] = None,
     address: Annotated[str | None, typer.Option(help="Join a running Ray cluster, e.g. auto.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics; 0 takes a free port.")] = None,
+    sources: SourcesFile = None,
     expect: Expect = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Warm a model up on Ray: usable generations first, exact at the end."""
     out = _begin(json, quiet)
+    from holoray.cli.sources import places
     from holoray.cli.views import generation_table
     from holoray.cli.warmup import run_warmup
 
     values: dict[str, Any] = run_warmup(
         out,
-        store,
+        places(stores, sources),
         workers=workers,
         qualities=tuple(quality or ()),
         out_dir=out_dir,

@@ -12,7 +12,7 @@ from holoray.pipelines.encode import EncodeReport, OnTensor
 from holoray.pipelines.encode import encode as encode_with_policy
 from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.loader import OnFragment, load_to_file
-from holoray.pipelines.open_sources import open_places
+from holoray.pipelines.open_sources import Place, open_places
 from holoray.pipelines.plan import Target, select
 from holoray.pipelines.policy import EncodePolicy, parse_patterns
 from holoray.pipelines.sealed_store import SealedStore
@@ -70,8 +70,8 @@ def encode(
 
 
 def open(
-    uri: Store | str | os.PathLike[str],
-    *more_uris: Store | str | os.PathLike[str],
+    uri: Place,
+    *more_uris: Place,
     expect: str | None = None,
     fault_policy: FaultPolicy | None = None,
 ) -> SealedStore:

@@ -21,8 +21,6 @@ from holoray.pipelines.source_pool import SourcePool
 from holoray.stores import Store, open_store
 from holoray.stores.uri import redacted
 
-Place = Store | str | os.PathLike[str]
-
 _log = logging.getLogger("holoray")
 _GRACE_S: Final = 3.0
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -33,13 +31,14 @@ _KEYS: Final = {"uri", "priority"}
 class SourceSpec:
     """A place to read from. Places of a higher `priority` number are only asked while none of a lower one answers."""
 
-    place: Place
+    place: Store | str | os.PathLike[str]
     priority: int = 0
 
 
-def open_sources(
-    places: Sequence[Place | SourceSpec], policy: FaultPolicy | None = None, expect: str | None = None
-) -> SourcePool:
+Place = Store | str | os.PathLike[str] | SourceSpec
+
+
+def open_sources(places: Sequence[Place], policy: FaultPolicy | None = None, expect: str | None = None) -> SourcePool:
     """The places as one store.
 
     The root is `expect`, or else that of the first place that answers: places with another one are left out with a
@@ -70,9 +69,7 @@ def _is_absent(found: str | HolorayError) -> TypeGuard[SourceError]:
     return isinstance(found, SourceError)
 
 
-def open_places(
-    places: Sequence[Place | SourceSpec], expect: str | None = None, policy: FaultPolicy | None = None
-) -> SealedStore:
+def open_places(places: Sequence[Place], expect: str | None = None, policy: FaultPolicy | None = None) -> SealedStore:
     """One place as it is, several (or one with a policy) as a pool."""
     if len(places) == 1 and policy is None and not isinstance(places[0], SourceSpec):
         return SealedStore(places[0], expect)

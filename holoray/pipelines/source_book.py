@@ -170,7 +170,7 @@ class SourceBook:
     def _cost(self, number: int, nbytes: int, now: float) -> float:
         source = self.sources[number]
         expected = source.expected_s(min(nbytes, self.request_bytes(number)), now) + source.overdue_s(now)
-        return expected * _SUSPICION**source.suspicion + source.suspicion * 1e-9
+        return float(expected * _SUSPICION**source.suspicion + source.suspicion * 1e-9)
 
     def _overtaken_at(self, best: int, others: Sequence[int], nbytes: int, now: float) -> float:
         """When the best source, if it is stalled, will look worse than the next."""
