@@ -228,7 +228,7 @@ def load(
         values = asdict(load_file(sealed, target, goal, on_fragment))
     stats = sealed.stats()
     out.result(
-        values | {"sources": [asdict(source) for source in stats]},
+        values | ({"sources": [asdict(source) for source in stats]} if stats else {}),
         f"{shown(target)}: quality {values['quality']:.6f} ({decibel(values['snr_db'])}) from "
         f"{human_bytes(values['bytes_read'])} in {values['seconds']:.2f} s",
         *([source_table(stats)] if stats else []),

@@ -104,3 +104,8 @@ def record(metrics: JobMetrics, tally: Tally) -> None:
         metrics.inc("holoray_fragments_total", count, outcome=outcome)
         metrics.inc("holoray_received_bytes_total", tally.received_bytes[outcome], outcome=outcome)
     metrics.inc("holoray_decoded_bytes_total", tally.decoded_bytes)
+    for (source, what), count in tally.sources.items():
+        if what in ("received_bytes", "hedged_bytes"):
+            metrics.inc(f"holoray_source_{what}_total", count, source=source)
+        else:
+            metrics.inc("holoray_source_events_total", count, source=source, event=what)
