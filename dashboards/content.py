@@ -233,7 +233,7 @@ _SOURCES: Final = Row(
         ),
         Panel(
             "Faults by source",
-            "Since the jobs began: requests that failed, wrong digests, opened breakers, sources that were proven liars.",
+            "Since the jobs began: requests that failed, wrong digests, opened breakers, proven liars.",
             (
                 Query(
                     f"sum by (source, event) ({_on_board('holoray_source_events_total', event=_FAULTS)})",
