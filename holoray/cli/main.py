@@ -182,7 +182,8 @@ def verify(store: StorePath, expect: Expect = None, json: Json = False, quiet: Q
 
 @app.command()
 def load(
-    stores: SourcePaths,
+    stores: SourcePaths = None,
+    *,
     target: Annotated[Path, typer.Argument(help="The safetensors file to write.", metavar="OUT.safetensors")],
     quality: Annotated[float | None, typer.Option(help="Stop at this quality; 1 means everything.")] = None,
     nbytes: Annotated[
@@ -226,15 +227,15 @@ def load(
             advance(entry.stored_bytes, f"quality {reached:.5f}")
 
         values = asdict(load_file(sealed, target, goal, on_fragment))
-    stats = sealed.stats()
+    stats, skipped = sealed.stats(), values.pop("skipped")
     out.result(
-        values | ({"sources": [asdict(source) for source in stats]} if stats else {}),
+        values | ({"skipped": skipped, "sources": [asdict(source) for source in stats]} if stats else {}),
         f"{shown(target)}: quality {values['quality']:.6f} ({decibel(values['snr_db'])}) from "
         f"{human_bytes(values['bytes_read'])} in {values['seconds']:.2f} s",
         *([source_table(stats)] if stats else []),
     )
-    if values["skipped"]:
-        out.warn([f"{values['skipped']} fragments are missing: they, or what they require, are corrupt everywhere"])
+    if skipped:
+        out.warn([f"{skipped} fragments are missing: they, or what they require, are corrupt everywhere"])
 
 
 @app.command()
