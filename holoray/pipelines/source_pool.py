@@ -54,6 +54,7 @@ class _Answer:
     """What came of a fetch: its memory (none where it was read straight into place) is held until `release`."""
 
     fetch: Fetch
+    at: float
     received: int
     error: Exception | None
     memory: memoryview | None
@@ -186,18 +187,18 @@ class SourcePool(Store):
         try:
             received = store.read_into(span.name, span.offset + fetch.start, out)
         except SourceError as broken:
-            error, received = broken, broken.received
+            error, received = broken, min(broken.received, out.nbytes)
         except Exception as raised:  # whoever waits raises it
             error, received = raised, 0
         release = memory.close if memory is not None else _nothing
-        return _Answer(fetch, received, error, out if memory is not None else None, release)
+        return _Answer(fetch, self._clock(), received, error, out if memory is not None else None, release)
 
     def _land(self, request: SpanRequest, spans: Sequence[Span], answer: _Answer, check: Check) -> None:
         """Put the bytes of an answer in their place and check them, without keeping others waiting meanwhile."""
         fetch, number = answer.fetch, answer.fetch.attempt.number
         try:
             with self._changed:
-                landing = request.ended(self._clock(), number, answer.received, answer.error)
+                landing = request.ended(answer.at, number, answer.received, answer.error)
                 self._changed.notify_all()
             if landing is None:
                 return
@@ -215,7 +216,7 @@ class SourcePool(Store):
                 self._changed.notify_all()
 
     def _drop(self, request: SpanRequest, answer: _Answer) -> None:
-        request.ended(self._clock(), answer.fetch.attempt.number, answer.received, answer.error)
+        request.ended(answer.at, answer.fetch.attempt.number, answer.received, answer.error)
         self._release(answer)
 
     def _release(self, answer: _Answer) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final
 
-from holoray.errors import IntegrityError, SourceError
+from holoray.errors import HolorayError, IntegrityError, SourceError
 from holoray.pipelines.source_book import Attempt, SourceBook
 from holoray.stores.base import Part, Span
 
@@ -108,7 +108,7 @@ class SpanRequest:
         return min(wake, *self._times(now))
 
     def ended(self, now: float, number: int, received: int, error: Exception | None) -> Landing | None:
-        """An attempt is over, with so many bytes; None if nobody waits for it any more.
+        """An attempt was over at `now`, with so many bytes; None if nobody waits for it any more.
 
         Whoever gets a landing puts it in its place, checks it, and says `checked`. Raises what is no fault of a source.
         """
@@ -119,7 +119,7 @@ class SpanRequest:
             return None
         fetch = flight.fetch
         self._end(now, fetch, received, error)
-        if error is not None and not isinstance(error, SourceError):
+        if error is not None and not isinstance(error, HolorayError):
             raise error
         reached = fetch.start + received
         wanted = [part for part in self._parts(flight.piece) if part.member not in self._good]
