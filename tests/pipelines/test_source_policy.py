@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,8 @@ from source_simulator import Simulation, World, make_spans, simulate
 from holoray.errors import IntegrityError, SourceError, UsageError
 from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.source_book import OVERHEAD_BYTES, SourceBook
+from holoray.pipelines.span_request import Fetch, Landing, SpanRequest
+from holoray.stores.base import Part, Span
 
 MIB = 1 << 20
 
@@ -176,7 +179,7 @@ def _run(seed: int) -> None:
 
 
 def test_schedules() -> None:
-    for seed in range(150):
+    for seed in range(100):
         _run(seed)
 
 
@@ -213,3 +216,76 @@ def test_nobody_spins_when_all_are_down() -> None:
 def test_spans_are_what_the_simulator_thinks() -> None:
     spans = make_spans(random.Random(0))
     assert all(a.stop == b.start for s in spans for a, b in pairwise(s.parts))
+
+
+# -- what an answer means --------------------------------------------------------------------------------------------
+
+
+def _one_piece(*priorities: int, parts: int = 2) -> tuple[SourceBook, SpanRequest]:
+    """A request of one span, all of which fits into one fetch."""
+    span = Span("f", 0, memoryview(b""), [Part(i, 1000 * i, 1000 * i + 1000) for i in range(parts)])
+    sources = book(*priorities)
+    return sources, SpanRequest(sources, [span], 0.0)
+
+
+def _fetch(request: SpanRequest, now: float) -> Fetch:
+    fetch = request.next(now)
+    assert isinstance(fetch, Fetch)
+    return fetch
+
+
+def _answer(request: SpanRequest, fetch: Fetch, now: float, received: int, wrong: Sequence[int] = ()) -> Landing:
+    error = SourceError("broke") if received < fetch.attempt.nbytes else None
+    landing = request.ended(now, fetch.attempt.number, received, error)
+    assert landing is not None
+    request.checked(now, fetch.attempt.number, landing, {member: IntegrityError("x") for member in wrong})
+    return landing
+
+
+def test_a_lie_is_proven_by_who_has_it_right_and_counts_once_a_request() -> None:
+    sources, request = _one_piece(0, 1)
+    _answer(request, _fetch(request, 0.0), 0.1, 2000, wrong=(0, 1))
+    assert (sources.sources[0].lies, sources.sources[0].counts["mismatches"]) == (0, 1)
+    again = _fetch(request, 0.2)
+    assert again.attempt.source == 1
+    _answer(request, again, 0.3, 2000)
+    assert [source.lies for source in sources.sources] == [1, 0]
+    assert request.next(0.4) is None
+
+
+def test_nobody_is_accused_over_a_part_from_two_sources() -> None:
+    sources, request = _one_piece(0, 1)
+    landing = _answer(request, _fetch(request, 0.0), 0.1, 1500)
+    assert [part.member for part in landing.parts] == [0]
+    rest = _fetch(request, 0.1)
+    assert (rest.attempt.source, rest.start, rest.stop) == (1, 1500, 2000)
+    _answer(request, rest, 0.2, 500, wrong=(1,))
+    assert [source.suspicion for source in sources.sources] == [0.0, 0.0]
+    whole = _fetch(request, 5.0)
+    assert (whole.start, whole.stop) == (1000, 2000)
+    _answer(request, whole, 5.1, 1000)
+    assert [source.lies for source in sources.sources] == [0, 0]
+    assert request.next(6.0) is None
+
+
+def test_a_hedge_that_comes_later_touches_nothing_that_is_good() -> None:
+    sources, request = _one_piece(0, 1)
+    taught(sources, 1, 100e6)
+    first = _fetch(request, 0.0)
+    hedge = _fetch(request, 1.0)
+    assert (first.attempt.source, hedge.attempt.source, hedge.attempt.hedge) == (0, 1, True)
+    _answer(request, first, 1.1, 2000, wrong=(1,))
+    assert request.next(1.1) != 0.0
+    landing = _answer(request, hedge, 1.2, 2000)
+    assert landing.ranges == ((1000, 2000),)
+    assert [part.member for part in landing.parts] == [1]
+    assert request.next(1.3) is None
+
+
+def test_wrong_everywhere_is_corrupt_and_convicts_nobody() -> None:
+    sources, request = _one_piece(0, 1)
+    for now in (0.0, 1.0):
+        _answer(request, _fetch(request, now), now + 0.1, 2000 if not now else 1000, wrong=(1,))
+    assert request.next(2.0) is None
+    assert set(request.corrupt) == {1}
+    assert [source.lies for source in sources.sources] == [0, 0]
