@@ -7,11 +7,12 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format bench bench-rivals soak dashboards wheel clean
+.PHONY: help install demo test lint format bench bench-rivals soak fuzz mutants security dashboards wheel clean
 
 VENV ?= .venv
 ARGS ?=
 JOBS ?= auto
+FUZZ_S ?= 300
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FRESH := $(VENV)/.kernels
@@ -59,6 +60,20 @@ bench-rivals: $(RIVALS)/.installed $(FRESH) ## Measure loads beside other loader
 
 soak: $(FRESH) ## Run the slow suites: fuzzing, memory, fault schedules
 	$(BIN)/pytest -m 'slow or soak' --timeout 3600 $(ARGS)
+
+fuzz: $(VENV)/.fuzz ## Search for inputs that break a reader (FUZZ_S seconds for each of three), from the kept corpus on
+	for target in manifest safetensors fragments; do \
+		$(BIN)/python tests/fuzz/run.py $$target -max_total_time=$(FUZZ_S) $(ARGS) || exit 1; done
+
+$(VENV)/.fuzz: $(STAMP)
+	$(PIP) --editable '.[fuzz]'
+	@touch $@
+
+mutants: $(FRESH) ## Switch off each guard once: every one must turn a test red
+	$(BIN)/python tests/guards/switch_off.py $(ARGS)
+
+security: $(STAMP) ## Rewrite the table of faults in SECURITY.md from the marks on the tests
+	$(BIN)/python tests/security/security_table.py
 
 dashboards: $(STAMP) ## Rewrite the Grafana board, Prometheus' configuration and its rules
 	$(BIN)/python -m dashboards.generate

@@ -294,6 +294,25 @@ _TRUST: Final = Row(
     ),
 )
 
+_SERVED: Final = Row(
+    "Servers: what do others read from `holoray serve`?",
+    (
+        Panel(
+            "Bytes served",
+            "Sent by servers per second.",
+            (Query(_rate("holoray_served_bytes_total"), "served"),),
+            unit="Bps",
+        ),
+        Panel(
+            "Calls answered",
+            "By servers per second. Refused: no such file, wrong token, too many readers. Cancelled by the client.",
+            (Query(_rate("holoray_served_calls_total", "outcome"), "{{outcome}}"),),
+            unit="cps",
+            stacked=True,
+        ),
+    ),
+)
+
 _WHAT: Final = Row(
     "What runs",
     (
@@ -317,7 +336,7 @@ BOARD: Final = Board(
     title="holoray: warm-up",
     description="Progressive model warm-up: how good the model is, how fast it gets better, what is in the way.",
     tiles=_TILES,
-    rows=(_PROGRESS, _STAGES, _SOURCES, _TRUST, _WHAT),
+    rows=(_PROGRESS, _STAGES, _SOURCES, _TRUST, _SERVED, _WHAT),
     variables=(
         Variable("job", select("holoray_quality_target_ratio")),
         Variable("instance", select("holoray_quality_target_ratio", 'job=~"$job"')),

@@ -44,18 +44,27 @@ if TYPE_CHECKING:
     from holoray.pipelines.open_sources import SourceSpec as SourceSpec
     from holoray.pipelines.open_sources import read_sources as read_sources
     from holoray.pipelines.plan import Target as Target
+    from holoray.pipelines.repair import RepairReport as RepairReport
+    from holoray.pipelines.repair import repair as repair
     from holoray.pipelines.sealed_store import SealedStore as SealedStore
+    from holoray.pipelines.serve import StoreServer as StoreServer
+    from holoray.pipelines.serve import serve as serve
     from holoray.pipelines.source_pool import SourcePool as SourcePool
     from holoray.pipelines.tensor_codec import TensorDecoder as TensorDecoder
     from holoray.pipelines.tensor_codec import encode_tensor as encode_tensor
     from holoray.quality import Quality as Quality
     from holoray.stores import Faults as Faults
     from holoray.stores import FaultySource as FaultySource
+    from holoray.stores import FlightStore as FlightStore
     from holoray.stores import HttpStore as HttpStore
     from holoray.stores import LocalStore as LocalStore
     from holoray.stores import MemoryStore as MemoryStore
     from holoray.stores import RemoteStore as RemoteStore
+    from holoray.stores import Shares as Shares
+    from holoray.stores import ShareSet as ShareSet
+    from holoray.stores import ShareTarget as ShareTarget
     from holoray.stores import Store as Store
+    from holoray.stores import open_shares as open_shares
     from holoray.tensor import TensorSpec as TensorSpec
 
 _HOMES: Final = {
@@ -66,6 +75,7 @@ _HOMES: Final = {
     "FaultPolicy": "pipelines.fault_policy",
     "Faults": "stores",
     "FaultySource": "stores",
+    "FlightStore": "stores",
     "FormatError": "errors",
     "Fragment": "fragment",
     "FragmentEntry": "fragment",
@@ -79,11 +89,16 @@ _HOMES: Final = {
     "QualityCurve": "pipelines.curve",
     "QualityError": "errors",
     "RemoteStore": "stores",
+    "RepairReport": "pipelines.repair",
     "SealedStore": "pipelines.sealed_store",
     "SourceError": "errors",
+    "ShareSet": "stores",
+    "ShareTarget": "stores",
+    "Shares": "stores",
     "SourcePool": "pipelines.source_pool",
     "SourceSpec": "pipelines.open_sources",
     "Store": "stores",
+    "StoreServer": "pipelines.serve",
     "Target": "pipelines.plan",
     "TensorDecoder": "pipelines.tensor_codec",
     "TensorEntry": "fragment",
@@ -95,7 +110,10 @@ _HOMES: Final = {
     "encode": "pipelines.api",
     "encode_tensor": "pipelines.tensor_codec",
     "open": "pipelines.api",
+    "open_shares": "stores",
     "read_sources": "pipelines.open_sources",
+    "repair": "pipelines.repair",
+    "serve": "pipelines.serve",
     "warm_up": "actors.warm_model",
 }
 __all__ = ["__version__", *_HOMES]

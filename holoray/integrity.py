@@ -10,6 +10,7 @@ import xxhash
 
 from holoray.errors import IntegrityError, UsageError
 from holoray.fragment import FragmentEntry
+from holoray.stores.base import fragment_file
 
 ROOT_PREFIX = "sha256:"
 
@@ -40,8 +41,9 @@ def check(tensor: str, entry: FragmentEntry, data: Any, *, strict: bool = False,
     """Raise IntegrityError unless `data` is exactly the stored payload of `entry`."""
     why = fault(entry, data, strict=strict)
     if why is not None:
+        where = f" in {fragment_file(entry.file)}" if entry.file >= 0 else ""
         raise IntegrityError(
-            f"fragment {entry.index} of tensor {tensor!r} is damaged: {why}",
+            f"fragment {entry.index} of tensor {tensor!r}{where} is damaged: {why}",
             hint="run `holoray verify STORE` to list every bad fragment, then copy the store again",
             tensor=tensor,
             fragment=entry.index,

@@ -6,7 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Final
@@ -79,6 +79,8 @@ class Manifest:
     options: Mapping[str, Any]
     metadata: Mapping[str, str]
     """The checkpoint's own free-form metadata (safetensors `__metadata__`)."""
+    lost: Mapping[int, str] = field(default_factory=dict, compare=False)
+    """Files (by number) that cannot be read where the manifest was, and why; no part of what is sealed."""
 
     @cached_property
     def codecs(self) -> tuple[Codec, ...]:
@@ -88,6 +90,12 @@ class Manifest:
     @cached_property
     def by_name(self) -> Mapping[str, int]:
         return {t.name: i for i, t in enumerate(self.tensors)}
+
+    def without(self, lost: Mapping[int, str]) -> Manifest:
+        """The same manifest where some files cannot be read."""
+        manifest = replace(self, lost=lost)
+        manifest.__dict__["encoded"] = self.encoded
+        return manifest
 
     @property
     def fragment_count(self) -> int:

@@ -73,6 +73,13 @@ CATALOGUE: Final[Mapping[str, Description]] = MappingProxyType(
         "holoray_actors": Description(GAUGE, "Actors alive, by role.", ("role",)),
         "holoray_actor_restarts_total": Description(COUNTER, "Actors that had to be restarted.", ("role",)),
         "holoray_combine_bytes_total": Description(COUNTER, "Bytes of slots passed between nodes."),
+        "holoray_served_bytes_total": Description(COUNTER, "Bytes of blobs sent by `holoray serve`."),
+        "holoray_served_calls_total": Description(
+            COUNTER,
+            "Calls answered by `holoray serve`, by outcome: ok, refused (no such file, wrong token, too many readers), "
+            "cancelled by the client, failed.",
+            ("outcome",),
+        ),
         "holoray_last_progress_timestamp_seconds": Description(GAUGE, "Unix time of the last applied fragment."),
     }
 )

@@ -42,6 +42,7 @@ def test_a_file_a_directory_and_shards_read_the_same(tmp_path: Path) -> None:
     assert _names(tmp_path / "two.safetensors") == ["b"]
 
 
+@pytest.mark.fault("hostile-name")
 @pytest.mark.parametrize("file", ["../x.safetensors", "/etc/passwd", "", ".", "..", "sub/x.safetensors", "a\0b"])
 def test_shards_never_leave_the_directory(file: str, tmp_path: Path) -> None:
     index = _sharded(tmp_path, {"a": file})
@@ -49,6 +50,7 @@ def test_shards_never_leave_the_directory(file: str, tmp_path: Path) -> None:
         open_checkpoint(index)
 
 
+@pytest.mark.fault("malformed")
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', "[" * 100_000, '{"weight_map": ["a"]}'])
 def test_malformed_indexes(text: str, tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
@@ -57,6 +59,7 @@ def test_malformed_indexes(text: str, tmp_path: Path) -> None:
         open_checkpoint(index)
 
 
+@pytest.mark.fault("missing")
 def test_incomplete_downloads_are_named(tmp_path: Path) -> None:
     index = _sharded(tmp_path, {"a": "one.safetensors", "c": "two.safetensors"})
     with pytest.raises(FormatError, match="'c'"):
@@ -78,6 +81,7 @@ def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.fault("odd-tensor")
 @pytest.mark.parametrize(
     "array",
     [
@@ -102,6 +106,7 @@ def test_arrays_in_memory_become_canonical_and_survive_a_file(array: Array, tmp_
     assert (again.dtype, again.shape, again.tobytes()) == (read.dtype, array.shape, read.tobytes())
 
 
+@pytest.mark.fault("odd-tensor")
 @pytest.mark.parametrize("array", [np.array(["a"]), np.array([object()]), np.zeros(2, "M8[s]"), np.zeros(2, "c16")])
 def test_dtypes_without_a_name_are_refused(array: Array) -> None:
     with pytest.raises(FormatError, match="cannot be stored"):

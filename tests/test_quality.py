@@ -139,6 +139,7 @@ def test_mandatory_tensors_stream_first() -> None:
     assert [f.order for f in ordered[0].fragments] == [1, 2]
 
 
+@pytest.mark.fault("not-finite")
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "F8_E4M3", "I8", "BOOL"])
 def test_energy_counts_finite_floating_elements(dtype: str) -> None:
     array = np.array([1, 0, 1, 1]).astype(DTYPES[dtype])

@@ -6,10 +6,13 @@ import errno
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
@@ -21,6 +24,7 @@ from holoray.actors.messages import (
     Kind,
     NodeLost,
     Publish,
+    Pulse,
     Restart,
     Retire,
     Taken,
@@ -32,7 +36,7 @@ from holoray.actors.messages import (
 )
 from holoray.actors.roster import Policy
 from holoray.actors.state import Brain
-from holoray.actors.worker import Hello, JobSpec, Report, open_expected
+from holoray.actors.worker import JobSpec, Member, Report
 from holoray.errors import UsageError, WorkerLostError
 from holoray.metrics import JobMetrics, MetricsServer
 from holoray.pipelines.meter import record
@@ -40,7 +44,6 @@ from holoray.version import __version__
 
 _TICK_S: Final = 0.5
 _WAIT_S: Final = 0.05
-_HOME_S: Final = 5.0
 _PORT_S: Final = 1.0
 _LEVELS: Final = (0.95, 0.99, 0.999, 0.9999, 1.0)
 
@@ -62,22 +65,24 @@ class Generation:
         return asdict(self)
 
 
-class StartWorker(Protocol):
-    """How the coordinator gets a worker: `remote.start_worker`."""
+@dataclass(frozen=True, slots=True)
+class News:
+    """Generations that were not known yet, and whether the warm-up is over; `error` is why it could not go on."""
 
-    def __call__(self, spec: JobSpec, name: str, *, node: str, required: bool, cpus: float) -> Any: ...
+    generations: list[Generation]
+    over: bool = False
+    error: Exception | None = None
 
 
-@dataclass(slots=True)
-class _Seat:
-    """A worker's place: who sits there now, and where it must or may be."""
+@dataclass(frozen=True, slots=True)
+class Legacy:
+    """What a coordinator takes over: its number, who is there, who died where, what the consumer has in hand."""
 
-    name: str
-    handle: Any
-    receiver: bool
-    wanted_node: str = ""
-    node: str = ""
-    pid: int = 0
+    reign: int = 1
+    members: tuple[Member, ...] = ()
+    fallen: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    taken: int = 0
+    bytes_read: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,7 @@ class _Call:
     worker: str
     then: Callable[[Any], None]
     task: Assign | None = None
+    beat: bool = False
 
 
 class Coordinator:
@@ -95,94 +101,107 @@ class Coordinator:
     def __init__(
         self,
         spec: JobSpec,
+        encoded: npt.NDArray[np.uint8],
         qualities: Sequence[float],
         *,
         home: str,
-        workers: int,
-        start_worker: StartWorker,
+        expected: int,
         living_nodes: Callable[[], set[str]],
         started: float,
-        first_generation: int = 1,
-        policy: Policy | None = None,
+        policy: Policy,
         metrics_port: int | None = None,
-        worker_cpus: float = 1,
+        legacy: Legacy = Legacy(),
     ) -> None:
-        self._spec, self._home, self._workers, self._worker_cpus = spec, home, workers, worker_cpus
-        self._start_worker, self._living_nodes = start_worker, living_nodes
-        self._started, self._began = started, time.monotonic()
-        self._seats: dict[str, _Seat] = {}
+        self._living_nodes = living_nodes
+        self._started = started
+        self._reign = legacy.reign
+        self._members: dict[str, Member] = {}
         self._calls: dict[Any, _Call] = {}
-        self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._names = 0
-        self._bytes_read = 0
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._dismissed: list[str] = []
         self._published: list[Generation] = []
         self._news = threading.Condition()
+        self._over = False
         self._error: Exception | None = None
         self._start_error: Exception | None = None
-        self._stopping = False
         self._ticked = 0.0
         self._levels = list(_LEVELS)
         self.metrics = JobMetrics()
         self.metrics.set("holoray_quality_target_ratio", max(qualities))
         self.metrics.set("holoray_build_info", 1, version=__version__, backend="cpu")
-        self._count_crew()
+        if legacy.reign > 1:
+            self.metrics.inc("holoray_actor_restarts_total", legacy.reign - 1, role="coordinator")
         self._server: MetricsServer | None = None
         try:
-            manifest = open_expected(spec).manifest
             self._brain = Brain(
-                manifest, qualities, home=home, expected=workers, policy=policy, first_generation=first_generation
+                spec.manifest(encoded),
+                qualities,
+                home=home,
+                expected=expected,
+                policy=policy,
+                taken=legacy.taken,
+                muster={m.name: m.node for m in legacy.members} if legacy.reign > 1 else None,
+                fallen=legacy.fallen,
             )
-            self._bytes_read = len(manifest.encoded)
-            self.metrics.set("holoray_tensors", len(manifest.tensors))
+            self._bytes_read = legacy.bytes_read or encoded.nbytes
+            self.metrics.set("holoray_tensors", self._brain.tensors)
             if metrics_port is not None:
                 self._server = _serve(self.metrics, metrics_port)
-        except Exception as error:  # `run` returns it: raised here, it would lose its type
+        except Exception as error:  # `news` tells it: raised here, it would lose its type
             self._error = error
+        for member in legacy.members:
+            self.introduce(member)
 
     # -- what the driver calls ---------------------------------------------------------------------------
 
-    def run(self) -> Exception | None:
-        """Warm up; returns None at the end, or why it could not go on."""
+    def run(self) -> None:
+        """Warm up to the end, or until it cannot go on."""
         try:
-            if self._error is None:
-                for _ in range(self._workers):
-                    self._seat()
-            while self._error is None and not self._brain.done and not self._stopping:
+            while self._error is None and not self._brain.done:
                 self._step()
         except Exception as error:
             self._error = error
         outcome = "failed" if self._error else "ok"
         self.metrics.inc("holoray_loads_total", outcome=outcome)
         self.metrics.observe("holoray_load_duration_seconds", time.monotonic() - self._started, outcome=outcome)
-        return self._error
-
-    def news(self, after: int, timeout_s: float) -> list[Generation]:
-        """Generations above `after`, as soon as there are any."""
         with self._news:
-            self._news.wait_for(lambda: bool(self._published) and self._published[-1].generation > after, timeout_s)
-            return [g for g in self._published if g.generation > after]
+            self._over = True
+            self._news.notify_all()
+
+    def news(self, after: int, timeout_s: float) -> News:
+        """Generations above `after`, which the consumer has in hand, as soon as there are any; or the end."""
+        self.taken(after)
+        with self._news:
+            self._news.wait_for(lambda: self._over or self._is_news(after), timeout_s)
+            found = [g for g in self._published if g.generation > after]
+            return News(found, self._over, self._error)
+
+    def _is_news(self, after: int) -> bool:
+        return bool(self._published) and self._published[-1].generation > after
 
     def taken(self, generation: int) -> None:
-        """The consumer has this generation in hand."""
-        self._inbox.put(Taken(time.monotonic(), generation))
+        """The consumer has this generation in hand: the one before may go, the next may start."""
+        self._inbox.put(lambda: self._feed(Taken(time.monotonic(), generation)))
 
-    def crew(self) -> list[dict[str, Any]]:
-        """The workers that have joined: name, node, pid."""
-        return [
-            {"worker": seat.name, "node": seat.node, "pid": seat.pid} for seat in list(self._seats.values()) if seat.pid
-        ]
+    def introduce(self, member: Member) -> None:
+        """A worker is there: it is told to obey this coordinator, and joins when it does."""
+        self._inbox.put(lambda: self._enlist(member))
 
-    def stop(self) -> None:
-        """Remove the job's segments from every node, then end the workers."""
-        self._stopping = True
-        seats = list(self._seats.values())
-        removals = [seat.handle.remove_job.remote() for seat in seats if seat.pid and seat.node != self._home]
-        if removals:
-            ray.wait(removals, num_returns=len(removals), timeout=5)
-        for seat in seats:
-            ray.kill(seat.handle, no_restart=True)
-        if self._server is not None:
-            self._server.close()
+    def failed(self, worker: str, error: Exception) -> None:
+        """A worker did not come up."""
+
+        def hear() -> None:
+            self._start_error = error
+            self._feed(WorkerLost(time.monotonic(), worker))
+
+        self._inbox.put(hear)
+
+    def dismissals(self, timeout_s: float) -> list[str]:
+        """Workers that the driver is to replace, as soon as there are any; each is named once."""
+        with self._news:
+            self._news.wait_for(lambda: bool(self._dismissed), timeout_s)
+            names, self._dismissed = self._dismissed, []
+            return names
 
     def metrics_url(self) -> str | None:
         return None if self._server is None else self._server.url
@@ -198,16 +217,23 @@ class Coordinator:
         for reference in ready:
             self._answer(reference)
         while not self._inbox.empty():
-            self._feed(self._inbox.get())
+            self._inbox.get()()
         if time.monotonic() - self._ticked > _TICK_S:
             self._tick()
 
     def _tick(self) -> None:
         self._ticked = time.monotonic()
-        self._guard_home()
+        beating = {call.worker for call in self._calls.values() if call.beat}
+        for name, member in self._members.items():
+            if name not in beating:
+                self._calls[member.handle.beat.remote()] = _Call(name, partial(self._pulse, name), beat=True)
         self._feed(Tick(time.monotonic()))
+        self._count_workers()
         pending = sum(_fragments(call.task) for call in self._calls.values())
         self.metrics.set("holoray_fragments_pending", pending)
+
+    def _pulse(self, worker: str, _: None) -> None:
+        self._feed(Pulse(time.monotonic(), worker))
 
     def _answer(self, reference: Any) -> None:
         call = self._calls.pop(reference, None)
@@ -229,7 +255,8 @@ class Coordinator:
         """Tell the brain, after what is being done now: it may be about to lose this worker."""
         if call.task is None:
             return
-        self._inbox.put(TaskFailed(time.monotonic(), call.task.worker, call.task.epoch, error))
+        failure = TaskFailed(time.monotonic(), call.task.worker, call.task.epoch, error)
+        self._inbox.put(lambda: self._feed(failure))
         if isinstance(error, WorkerLostError) and call.task.units:
             self.metrics.inc("holoray_fragments_total", _fragments(call.task), outcome="redone")
 
@@ -246,9 +273,9 @@ class Coordinator:
             case Publish():
                 self._publish(command)
             case Retire(worker=worker, generation=generation):
-                self._seats[worker].handle.retire.remote(generation)
+                self._members[worker].handle.retire.remote(self._reign, generation)
             case Restart(worker=worker):
-                self._replace(worker)
+                self._dismiss(worker)
             case GiveUp(error=error):
                 self._error = error
                 if isinstance(error, WorkerLostError) and self._start_error is not None:
@@ -263,20 +290,20 @@ class Coordinator:
             now = time.monotonic()
             if report.error is None:
                 self.metrics.set("holoray_last_progress_timestamp_seconds", time.time())
-                self._feed(TaskDone(now, task.worker, task.epoch))
+                self._feed(TaskDone(now, task.worker, task.epoch, report.survey))
             else:
                 self._feed(TaskFailed(now, task.worker, task.epoch, report.error))
 
-        reference = self._seats[task.worker].handle.do.remote(task, *arguments)
+        reference = self._members[task.worker].handle.do.remote(self._reign, task, *arguments)
         self._calls[reference] = _Call(task.worker, done, task)
 
     def _transfer(self, task: Assign) -> None:
         """The source's result is owned by us, so it outlives the source; its bytes go straight to the worker."""
-        export = self._seats[task.source].handle.export.options(num_returns=3)
-        digest, nbytes, contents = export.remote(task.generation, task.slots)
+        export = self._members[task.source].handle.export.options(num_returns=3)
+        digest, nbytes, contents = export.remote(self._reign, task.generation, task.slots)
 
         def pass_on(size: int) -> None:
-            if task.worker in self._seats:
+            if task.worker in self._members:
                 self.metrics.inc("holoray_combine_bytes_total", size)
                 self._ask(task, digest, contents)
 
@@ -287,7 +314,7 @@ class Coordinator:
         generation = Generation(
             command.generation,
             quality.ratio,
-            self._bytes_read,
+            self._bytes_read + self._brain.inherited_bytes,
             time.monotonic() - self._started,
             quality.relative_error,
             quality.snr_db,
@@ -305,60 +332,39 @@ class Coordinator:
 
     # -- workers ------------------------------------------------------------------------------------------------
 
-    def _seat(self, node: str = "", *, receiver: bool = False) -> None:
-        name = f"w{self._names}"
-        self._names += 1
-        handle = self._start_worker(
-            self._spec, name, node=node, required=receiver, cpus=0 if receiver else self._worker_cpus
-        )
-        self._seats[name] = _Seat(name, handle, receiver, wanted_node=node)
-        self._calls[handle.hello.remote()] = _Call(name, lambda hello: self._welcome(name, hello))
+    def _enlist(self, member: Member) -> None:
+        def joined(_: None) -> None:
+            self._feed(WorkerJoined(time.monotonic(), member.name, member.node, member.ingests))
 
-    def _welcome(self, name: str, hello: Hello) -> None:
-        seat = self._seats[name]
-        seat.node, seat.pid = hello.node, hello.pid
-        self._count_crew()
-        if hello.error is not None:
-            self._start_error = hello.error
-            self._lost(name)
-        else:
-            self._feed(WorkerJoined(time.monotonic(), name, hello.node, not seat.receiver))
+        self._members[member.name] = member
+        self._calls[member.handle.enlist.remote(self._reign)] = _Call(member.name, joined)
+        self._count_workers()
 
     def _lost(self, name: str) -> None:
-        seat = self._seats.get(name)
-        if seat is None:
+        member = self._members.get(name)
+        if member is None:
             return
         self._drop_calls(name)
-        if seat.node and seat.node not in self._living_nodes():
-            self._feed(NodeLost(time.monotonic(), seat.node))
+        if member.node not in self._living_nodes():
+            self._feed(NodeLost(time.monotonic(), member.node))
         self._feed(WorkerLost(time.monotonic(), name))
 
-    def _replace(self, name: str) -> None:
-        """Start another worker, on the same node where that still lives (what it holds is then not lost)."""
-        seat = self._seats.pop(name, None)
+    def _dismiss(self, name: str) -> None:
+        """Have the driver start another worker in its place."""
+        self._members.pop(name, None)
         self._drop_calls(name)
-        if seat is None:
-            return
-        ray.kill(seat.handle, no_restart=True)
-        self._count_crew()
+        self._count_workers()
         self.metrics.inc("holoray_actor_restarts_total", role="worker")
-        node = seat.node or seat.wanted_node
-        if not seat.receiver:
-            self._seat(node if node in self._living_nodes() else "")
-
-    def _count_crew(self) -> None:
-        self.metrics.set("holoray_actors", len(self.crew()), role="worker")
+        with self._news:
+            self._dismissed.append(name)
+            self._news.notify_all()
 
     def _drop_calls(self, name: str) -> None:
         for reference in [ref for ref, call in self._calls.items() if call.worker == name]:
             self._fail(self._calls.pop(reference), WorkerLostError(f"worker {name} died"))
 
-    def _guard_home(self) -> None:
-        """The consumer's node needs somebody who fills its segment: a receiver, if no worker is there."""
-        here = any(self._home in (seat.node, seat.wanted_node) for seat in self._seats.values())
-        starting = any(not seat.node for seat in self._seats.values())
-        if not here and (not starting or time.monotonic() - self._began > _HOME_S):
-            self._seat(self._home, receiver=True)
+    def _count_workers(self) -> None:
+        self.metrics.set("holoray_actors", len(self._members), role="worker")
 
 
 def _fragments(task: Assign | None) -> int:

@@ -16,14 +16,33 @@ Slot = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
+class Holdings:
+    """What the segment of a generation holds for sure: slots whole, tensors sealed."""
+
+    slots: frozenset[Slot] = frozenset()
+    sealed: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a node holds, read from the node itself: of the last generation and of the one in the making."""
+
+    last: Holdings = Holdings()
+    making: Holdings = Holdings()
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerJoined:
-    """A worker answers. Ids are never reused: a restarted worker joins under a new one."""
+    """A worker answers, and does nothing any more that another brain asked of it.
+
+    Ids are never reused: a restarted worker joins under a new one.
+    """
 
     now: float
     worker: str
     node: str
     ingests: bool = True
-    """False for the zero-CPU receiver on a consumer's node, which only takes what others ingested."""
+    """False for the zero-CPU receiver on a consumer's node, which takes what others ingested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +63,20 @@ class NodeLost:
 
 @dataclass(frozen=True, slots=True)
 class TaskDone:
-    """What was asked under this epoch is in the segment of the worker's node."""
+    """What was asked under this epoch is in the segment of the worker's node; a SURVEY has what it found."""
 
     now: float
     worker: str
     epoch: int
+    survey: Survey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """A worker's process answers, whatever it is busy with."""
+
+    now: float
+    worker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +104,14 @@ class Tick:
     now: float
 
 
-Event = WorkerJoined | WorkerLost | NodeLost | TaskDone | TaskFailed | Taken | Tick
+Event = WorkerJoined | WorkerLost | NodeLost | Pulse | TaskDone | TaskFailed | Taken | Tick
 
 
 class Kind(enum.Enum):
     """What a task does with its slots in the segment of the worker's node."""
 
+    SURVEY = "survey"
+    """Read from the node's segments what they hold: a node is what they say, whoever filled them."""
     INGEST = "ingest"
     """Fetch, verify, decode: refine what the last generation holds, or start from nothing."""
     CARRY = "carry"

@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from holoray.actors import watchdog
 from holoray.actors.coordinator import Coordinator
 from holoray.actors.worker import JobSpec, Worker
-from holoray.errors import SourceError, UsageError
+from holoray.errors import SourceError, UsageError, WorkerLostError
 
 # A private Ray only carries messages and, with several nodes, slots: weights never go through its object store.
 _OBJECT_STORE_BYTES: Final = 80 << 20
@@ -32,8 +35,12 @@ _QUIET: Final = {
 
 
 class _Worker(Worker):
-    def __init__(self, spec: JobSpec, name: str) -> None:
-        super().__init__(spec, name, this_node())
+    def __init__(self, spec: JobSpec, name: str, encoded: npt.NDArray[np.uint8]) -> None:
+        super().__init__(spec, name, this_node(), encoded)
+
+    @ray.method(concurrency_group="heart")  # type: ignore[untyped-decorator]
+    def beat(self) -> None:
+        super().beat()
 
 
 def this_node() -> str:
@@ -50,17 +57,22 @@ def cluster_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def start_worker(spec: JobSpec, name: str, *, node: str = "", required: bool = False, cpus: float = 1) -> Any:
-    """An actor handle of a new worker: on `node`, if one is named (elsewhere only unless `required`), else spread."""
+def start_worker(
+    spec: JobSpec, name: str, encoded: Any, *, node: str = "", required: bool = False, cpus: float = 1
+) -> Any:
+    """An actor handle of a new worker: on `node`, if one is named (elsewhere only unless `required`), else spread.
+
+    `encoded`: a reference to the manifest's bytes, as uint8. The worker lives no longer than this process.
+    """
     where = NodeAffinitySchedulingStrategy(node, soft=not required) if node else "SPREAD"
-    actor = ray.remote(_Worker)
+    actor = ray.remote(concurrency_groups={"heart": 1})(_Worker)
     return actor.options(num_cpus=cpus, max_restarts=0, max_task_retries=0, scheduling_strategy=where).remote(
-        spec, name
+        spec, name, encoded
     )
 
 
 def start_coordinator(*arguments: Any, **options: Any) -> Any:
-    """An actor handle of a new coordinator, on this node; it takes calls while it runs."""
+    """An actor handle of a new coordinator, on this node; it takes calls while it runs, and lives no longer than we."""
     where = NodeAffinitySchedulingStrategy(this_node(), soft=False)
     actor = ray.remote(Coordinator)
     return actor.options(num_cpus=0, max_restarts=0, max_concurrency=8, scheduling_strategy=where).remote(
@@ -74,6 +86,8 @@ class _Ours:
 
     address: str
     directory: str = ""
+    watch: int = -1
+    """Descriptor that keeps the directory from being removed."""
     sessions: int = 0
 
 
@@ -99,6 +113,20 @@ class Session:
         """Whether this process is still connected to that Ray. Ask first: most calls would start another one."""
         return _here() == self._address
 
+    @contextlib.contextmanager
+    def use(self) -> Iterator[None]:
+        """All use of Ray: WorkerLostError if it was shut down before (any call would start another) or meanwhile."""
+        if not self.alive():
+            raise _ray_is_gone()
+        try:
+            yield
+        except SystemExit:  # that is how Ray leaves a call when it is shut down
+            raise _ray_is_gone() from None
+        except Exception:
+            if not self.alive():
+                raise _ray_is_gone() from None
+            raise
+
     def close(self) -> None:
         with _guard:
             ours, was_open, self._open = self._ours, self._open, False
@@ -113,6 +141,13 @@ class Session:
                 ray.shutdown()
             if ours.directory:
                 shutil.rmtree(ours.directory, ignore_errors=True)
+                os.close(ours.watch)
+
+
+def _ray_is_gone() -> WorkerLostError:
+    return WorkerLostError(
+        "Ray was shut down under the warm-up", hint="close() the model before ray.shutdown(), and warm up again"
+    )
 
 
 def _here() -> str:
@@ -132,15 +167,19 @@ def connect(address: str | None, cpus: int) -> Session:
                 )
             return Session(next((ours for ours in _current if ours.address == here), None))
         with _environment(_QUIET), _hushed(logging.getLogger("ray")):
-            directory = _start(cpus) if address in (None, "local") else _join(str(address))
-        _current[:] = [_Ours(_here(), directory)]
+            if address in (None, "local"):
+                directory, watch = _start(cpus)
+            else:
+                directory, watch = _join(str(address)), -1
+        _current[:] = [_Ours(_here(), directory, watch)]
         return Session(_current[0])
 
 
-def _start(cpus: int) -> str:
-    """Start a private Ray; returns its directory."""
+def _start(cpus: int) -> tuple[str, int]:
+    """Start a private Ray; returns its directory, and the descriptor that guards it."""
     # Ray puts unix sockets below this directory; their paths are limited to 107 bytes.
     directory = tempfile.mkdtemp(prefix="hr-", dir="/tmp")
+    watch = watchdog.watch_directory(directory)
     try:
         _init(
             "a private Ray does not start",
@@ -154,8 +193,9 @@ def _start(cpus: int) -> str:
         )
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
+        os.close(watch)
         raise
-    return directory
+    return directory, watch
 
 
 def _join(address: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final
 
+from holoray.actors.goals import first_layer
 from holoray.actors.messages import Kind, Slot
-
-T = TypeVar("T")
+from holoray.errors import UsageError
+from holoray.pipelines.plan import Unit
 
 ANYWHERE: Final = ""
 
@@ -29,9 +29,24 @@ class Policy:
     max_restarts: int = 6
     """Workers replaced without any task finished in between."""
     task_timeout_s: float = 300.0
-    """A worker that does not answer for so long is killed and replaced."""
+    """A worker whose task takes longer is killed and replaced."""
+    silence_s: float = 10.0
+    """A worker whose process gives no sign of life for so long (stopped, deadlocked) is killed and replaced."""
+    return_s: float = 15.0
+    """How long what a node holds is waited for when it has no worker any more, before it is read again."""
     patience_s: float = 60.0
     """How long to go on without any worker, or without one on the consumer's node."""
+
+    def __post_init__(self) -> None:
+        for name in ("in_flight", "batch_bytes", "batches_per_worker", "copy_bytes", "max_attempts"):
+            _check(name, getattr(self, name), 1)
+        for name in ("max_restarts", "task_timeout_s", "silence_s", "return_s", "patience_s"):
+            _check(name, getattr(self, name), 0)
+
+
+def _check(name: str, value: float, least: int) -> None:
+    if not value >= least:
+        raise UsageError(f"{name} is {value}, but must be at least {least}", hint="leave it out for the usual bound")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,42 +55,40 @@ class Task:
 
     kind: Kind
     node: str
+    units: tuple[Unit, ...] = ()
     slots: tuple[Slot, ...] = ()
     tensors: tuple[int, ...] = ()
     source: str = ""
     attempts: int = 0
     failed_on: str = ""
 
+    @property
+    def refines(self) -> bool:
+        """Whether its units add to what the last generation holds; a task has units of one sort."""
+        return bool(self.units and first_layer(self.units[0]))
+
 
 @dataclass(slots=True)
 class Worker:
-    """A living worker and its unanswered tasks by epoch, each with the time when it was given."""
+    """A living worker, when it was last heard, and its unanswered tasks by epoch, each with when it was given."""
 
     node: str
     ingests: bool
+    heard: float
     flying: dict[int, tuple[Task, float]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Node:
-    """What a node holds: `base`, the last generation whole; of the one in the making, `have` and `sealed`."""
+    """What a node holds: `base`, the last generation whole; of the one in the making, `have` and `sealed`.
+
+    `known`: it was surveyed since its first worker joined. `alone_since`: it has no worker any more.
+    """
 
     base: bool = False
     have: set[Slot] = field(default_factory=set)
     sealed: set[int] = field(default_factory=set)
     closed: bool = False
+    known: bool = False
+    alone_since: float | None = None
     queue: deque[Task] = field(default_factory=deque)
-
-
-def cut(items: Sequence[T], sizes: Iterable[int], limit: int) -> Iterator[list[T]]:
-    """Consecutive items in groups of at most `limit` (a larger item alone)."""
-    group: list[T] = []
-    total = 0
-    for item, size in zip(items, sizes, strict=True):
-        if group and total + size > limit:
-            yield group
-            group, total = [], 0
-        group.append(item)
-        total += size
-    if group:
-        yield group

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from holoray.actors import shared_memory
 from holoray.actors.goals import first_layer
-from holoray.actors.messages import Slot
-from holoray.actors.shared_memory import Names
+from holoray.actors.locks import Names
+from holoray.actors.marks import Marks
+from holoray.actors.messages import Holdings, Slot, Survey
 from holoray.errors import SourceError
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.registry import make_accumulator, state_nbytes
@@ -44,7 +45,8 @@ class Layout:
 
 
 def weights_layout(manifest: Manifest) -> Layout:
-    return Layout.of(t.spec.nbytes for t in manifest.tensors)
+    """The tensors of a segment, and as its last part the marks of what it holds."""
+    return Layout.of([*(t.spec.nbytes for t in manifest.tensors), Marks.nbytes(manifest)])
 
 
 def view(segment: Bytes, layout: Layout, tensor: int, spec: TensorSpec) -> Array:
@@ -63,7 +65,8 @@ class NodeMemory:
     """The segments of a node as one of its processes sees them; opened when first needed.
 
     Whatever is written is slots of the generation in the making; generations only go up. Writing a slot again
-    overwrites it wholly, whatever an earlier writer left.
+    overwrites it wholly, whatever an earlier writer left. The segment itself keeps marks of what is whole, so that a
+    `survey` by any process of the node tells what others did, who may be dead.
     """
 
     def __init__(self, manifest: Manifest, names: Names) -> None:
@@ -77,7 +80,24 @@ class NodeMemory:
         self._making = 0
         self._segment: Bytes | None = None
         self._last: Bytes | None = None
+        self._marks: Marks | None = None
         self._accumulators: dict[int, Accumulator] = {}
+
+    def survey(self, generation: int) -> Survey:
+        """What the node holds of a generation and of the one before; older ones are removed."""
+        for old, path in self._names.segments.items():
+            if old < generation - 1:
+                path.unlink(missing_ok=True)
+        return Survey(self._holdings(generation - 1), self._holdings(generation))
+
+    def _holdings(self, generation: int) -> Holdings:
+        path = self._names.segment(generation)
+        if not path.exists():
+            return Holdings()
+        return self._marks_of(shared_memory.attach(path, self._weights.nbytes)).holdings()
+
+    def _marks_of(self, segment: Bytes) -> Marks:
+        return Marks(self._manifest, segment[self._weights.ranges[-1]])
 
     def make(self, generation: int) -> None:
         """Turn to a generation: its segment is created if nobody on the node has done so."""
@@ -86,6 +106,7 @@ class NodeMemory:
         self._accumulators.clear()
         self._last = self._segment if generation == self._making + 1 else None
         self._segment = shared_memory.create_or_attach(self._names.segment(generation), self._weights.nbytes)
+        self._marks = self._marks_of(self._segment)
         self._making = generation
 
     def accumulator(self, tensor: int) -> Accumulator:
@@ -99,16 +120,34 @@ class NodeMemory:
         return self._accumulators[tensor]
 
     def prepare(self, unit: Unit) -> None:
-        """Bring a slot to where the unit starts: the layers below it, from the last generation, or nothing."""
-        accumulator, layers = self.accumulator(unit.tensor), first_layer(unit)
+        """Bring a slot to where the unit starts: the layers below it, from the last generation, or nothing.
+
+        Say `hold` when the unit has been added.
+        """
+        slot, layers = (unit.tensor, unit.slot), first_layer(unit)
+        self._begin(slot)
         if layers:
-            self.carry((unit.tensor, unit.slot))
+            self._copy(slot)
         else:
-            self._populate((unit.tensor, unit.slot))
-        accumulator.resume(unit.slot, layers)
+            self._populate(slot)
+        self.accumulator(unit.tensor).resume(unit.slot, layers)
+
+    def hold(self, slot: Slot) -> None:
+        """Mark a slot as whole."""
+        assert self._marks is not None
+        self._marks.hold(slot)
 
     def carry(self, slot: Slot) -> None:
         """Copy a slot from the last generation (accumulated state stays where it is)."""
+        self._begin(slot)
+        self._copy(slot)
+        self.hold(slot)
+
+    def _begin(self, slot: Slot) -> None:
+        assert self._marks is not None
+        self._marks.forget(slot)
+
+    def _copy(self, slot: Slot) -> None:
         here = self._populate(slot)
         if here is not None:
             assert self._segment is not None
@@ -137,7 +176,9 @@ class NodeMemory:
             like = accumulator.read_slot(slot[1])
             if position + like.nbytes > contents.size:
                 break
+            self._begin(slot)
             accumulator.write_slot(slot[1], contents[position : position + like.nbytes].view(like.dtype))
+            self.hold(slot)
             position += like.nbytes
         else:
             if position == contents.size:
@@ -146,8 +187,10 @@ class NodeMemory:
 
     def seal(self, tensors: Iterable[int]) -> None:
         """Bring tensors up to date with their accumulated state."""
+        assert self._marks is not None
         for tensor in tensors:
             self.accumulator(tensor).finalize()
+            self._marks.seal(tensor)
 
     def retire(self, generation: int) -> None:
         """Forget a generation that nobody needs any more; its memory is free once no process maps it."""
@@ -155,7 +198,7 @@ class NodeMemory:
             self._last = None
         elif generation == self._making:
             self._accumulators.clear()
-            self._segment = None
+            self._segment = self._marks = None
         self._names.segment(generation).unlink(missing_ok=True)
 
     def _content(self, slot: Slot) -> Bytes:

@@ -1,8 +1,9 @@
 """The brain of a warm-up: events in, commands out. No Ray, no I/O, no clock, no randomness.
 
-A generation goes through four phases. What is left to do is always derived from what the nodes hold, so a loss
-at any moment only means that the derivation finds more to do:
+A generation goes through five phases. What is left to do is always derived from what the nodes hold (`todo.py`), so a
+loss at any moment only means that the derivation finds more to do:
 
+    SURVEY    a node that gets its first worker says what its segments hold: nothing, or what others left there
     INGEST    every slot with new fragments is done by some worker, once, all its layers by that one
     COMBINE   every node gets what it lacks: unchanged slots from its last generation, others from its peers
     SEAL      every node turns accumulated state into tensors where a codec needs that
@@ -10,15 +11,18 @@ at any moment only means that the derivation finds more to do:
 
 Whoever redoes a slot overwrites it wholly, so a lost worker costs only its unfinished tasks, and a lost node only
 the slots that no other node holds. Workers pull: each has at most two tasks, and gets the next on an answer.
+
+A brain that follows a dead one first musters the workers that are left: it plans nothing until each has joined, and
+has thereby ended what the dead one asked of it, or is lost. Surveys then tell what need not be done again.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from holoray.actors.goals import Goal, goals, needs_sealing
+from holoray.actors.goals import goals
 from holoray.actors.messages import (
     Assign,
     Command,
@@ -27,9 +31,11 @@ from holoray.actors.messages import (
     Kind,
     NodeLost,
     Publish,
+    Pulse,
     Restart,
     Retire,
     Slot,
+    Survey,
     Taken,
     TaskDone,
     TaskFailed,
@@ -37,18 +43,20 @@ from holoray.actors.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from holoray.actors.roster import ANYWHERE, Node, Policy, Task, Worker, cut
+from holoray.actors.roster import Node, Policy, Task, Worker
+from holoray.actors.todo import Todo, held_anywhere, slots_of
 from holoray.errors import IntegrityError, SourceError, WorkerLostError
 from holoray.manifest import Manifest
 from holoray.pipelines.ledger import QualityLedger
-from holoray.pipelines.plan import Unit, batches
+from holoray.pipelines.plan import Unit
 
 
 class Brain:
     """Warms a manifest up through target qualities on workers that come and go.
 
     `home` is the node of the consumer: no generation is published before that node holds it. `expected` is the
-    number of workers that batches are cut for.
+    number of workers that batches are cut for. After a dead brain: `taken` is the generation that the consumer has
+    in hand, `muster` the workers who may still be busy, each with its node, `fallen` the dead ones of each node.
     """
 
     def __init__(
@@ -59,32 +67,40 @@ class Brain:
         home: str,
         expected: int,
         policy: Policy | None = None,
-        first_generation: int = 1,
+        taken: int = 0,
+        muster: Mapping[str, str] | None = None,
+        fallen: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self.home = home
-        self.expected = max(expected, 1)
-        self.generation = first_generation
-        self.done = False
-        """Nothing more will be said: everything is published and taken, or it gave up."""
-        self._first = first_generation
+        self.generation = taken + 1
+        self.inherited_bytes = 0
+        """Stored bytes of the first generation's new fragments that a dead brain had seen to."""
         self._manifest = manifest
-        self._goals = deque(goals(manifest, qualities))
-        self._goal: Goal | None = None
-        self._changed: dict[Slot, Unit] = {}
+        self._expected = max(expected, 1)
+        self._goals = goals(manifest, qualities)
         self._ledger = QualityLedger(manifest.tensors)
-        self._stateful: list[int] = []
-        self._slot_bytes = [_slot_bytes(manifest, t) for t in range(len(manifest.tensors))]
+        for goal in self._goals[:taken]:
+            self._count(goal.new)
+        self.done = taken >= len(self._goals)
+        """Nothing more will be said: everything is published and taken, or it gave up."""
+        if not self.done:
+            self._todo = self._make_todo()
+        self._resumes = muster is not None
+        self._muster = {name: Worker(node, ingests=False, heard=0.0) for name, node in (muster or {}).items()}
+        self._fallen = {node: list(names) for node, names in (fallen or {}).items()}
+        self._unseen = {home, *(muster or {}).values(), *self._fallen} if self._resumes else set()
+        self._began: float | None = None
         self._workers: dict[str, Worker] = {}
         self._nodes: dict[str, Node] = {}
-        self._queue: deque[Task] = deque()
+        self._fresh: deque[Task] = deque()
+        self._refining: deque[Task] = deque()
         self._lost: set[str] = set()
-        self._fallen: dict[str, list[str]] = {}
         self._awaited: int | None = None
         self._epoch = 0
         self._restarts = 0
         self._lonely_since: float | None = None
-        self._now = 0.0
+        self._now = self._ticked = 0.0
         self._said: list[Command] = []
 
     def handle(self, event: Event) -> list[Command]:
@@ -96,65 +112,82 @@ class Brain:
             self._advance()
         return self._said
 
+    @property
+    def tensors(self) -> int:
+        """How many tensors are warmed up."""
+        return len(self._manifest.tensors)
+
     # -- events -----------------------------------------------------------------------------------------------
 
     def _hear(self, event: Event) -> None:
         match event:
             case WorkerJoined(worker=worker, node=node, ingests=ingests):
-                if worker not in self._workers and worker not in self._lost:
-                    self._workers[worker] = Worker(node, ingests)
-                    self._nodes.setdefault(node, Node())
+                self._join(worker, node, ingests)
             case WorkerLost(worker=worker):
                 self._lose(worker)
             case NodeLost(node=node):
-                for worker in [w for w, state in self._workers.items() if state.node == node]:
+                for worker in [w for w, state in (self._muster | self._workers).items() if state.node == node]:
                     self._lose(worker)
                 self._nodes.pop(node, None)
-            case TaskDone(worker=worker, epoch=epoch):
+                self._unseen.discard(node)
+            case Pulse(worker=worker):
+                self._heard(worker)
+            case TaskDone(worker=worker, epoch=epoch, survey=survey):
                 task = self._land(worker, epoch)
                 if task is not None:
-                    self._restarts = 0
-                    self._note(task, self._nodes[self._workers[worker].node])
+                    self._note(task, self._nodes[self._workers[worker].node], survey)
             case TaskFailed(worker=worker, epoch=epoch, error=error):
                 task = self._land(worker, epoch)
                 if task is not None:
                     self._retry(task, worker, error)
             case Taken(generation=generation):
                 if generation == self._awaited:
-                    self._retire(generation - 1)
+                    self._turn_to_next()
             case Tick():
                 self._look_at_deadlines()
 
+    def _join(self, worker: str, node: str, ingests: bool) -> None:
+        if worker in self._workers or worker in self._lost:
+            return
+        self._muster.pop(worker, None)
+        state = self._nodes.setdefault(node, Node())
+        if not self._crew(node):
+            state.known, state.alone_since = False, None
+            state.queue.append(Task(Kind.SURVEY, node))
+        self._workers[worker] = Worker(node, ingests, self._now)
+
+    def _heard(self, worker: str) -> None:
+        state = self._workers.get(worker) or self._muster.get(worker)
+        if state is not None:
+            state.heard = self._now
+
     def _land(self, worker: str, epoch: int) -> Task | None:
         """The task that this answer is about, or None for a stale one."""
+        self._heard(worker)
         state = self._workers.get(worker)
         if state is None or epoch not in state.flying:
             return None
         return state.flying.pop(epoch)[0]
 
-    def _note(self, task: Task, node: Node) -> None:
-        node.have.update(task.slots)
+    def _note(self, task: Task, node: Node, survey: Survey | None) -> None:
+        if task.kind is Kind.SURVEY:
+            found = survey or Survey()
+            self._todo.learn(node, found.last, found.making)
+            self._unseen.discard(task.node)
+            self._skip(node.have)
+            return
+        self._restarts = 0
+        node.have.update(task.slots, slots_of(task.units))
         if task.kind is Kind.SEAL:
             node.sealed.update(task.tensors)
             node.closed = True
 
-    def _lose(self, worker: str) -> None:
-        if worker in self._lost:
-            return
-        self._lost.add(worker)
-        state = self._workers.pop(worker, None)
-        if state is not None:
-            self._fallen.setdefault(state.node, []).append(worker)
-            if state.node != self.home and not self._crew(state.node):
-                # Who cleans up after dead jobs may remove what no process of ours guards; home has the consumer.
-                del self._nodes[state.node]
-            for task, _ in reversed(list(state.flying.values())):
-                self._retry(task, worker, WorkerLostError(f"a worker died {task.attempts + 1} times over one task"))
-        self._restarts += 1
-        if self._restarts <= self.policy.max_restarts:
-            self._say(Restart(worker))
-        elif not self._has_ingesting():
-            self._give_up(_no_workers(f"all workers died, {self._restarts} in a row"))
+    def _skip(self, held: set[Slot]) -> None:
+        """What was found on a node need not be ingested, though an answer that was never heard left it queued."""
+        for queue in (self._fresh, self._refining):
+            left = [(task, tuple(u for u in task.units if (u.tensor, u.slot) not in held)) for task in queue]
+            queue.clear()
+            queue.extend(replace(task, units=units) for task, units in left if units)
 
     def _retry(self, task: Task, worker: str, error: Exception) -> None:
         """Queue a task again, at the front; or give up: after some tries, or at once where trying is vain."""
@@ -164,23 +197,75 @@ class Brain:
             return
         again = replace(task, attempts=task.attempts + 1, failed_on=worker)
         if task.kind is Kind.INGEST:
-            self._queue.appendleft(again)
-        elif task.node in self._nodes:
+            self._ingest_queue(again).appendleft(again)
+        else:
             self._nodes[task.node].queue.appendleft(again)
 
-    def _retire(self, generation: int) -> None:
+    def _turn_to_next(self) -> None:
         self._awaited = None
-        if generation >= self._first:
+        if self.generation > 1:
             for worker in self._workers:
-                self._say(Retire(worker, generation))
+                self._say(Retire(worker, self.generation - 1))
+        if self.generation == len(self._goals):
+            self.done = True
+            return
         self.generation += 1
-        self.done = not self._goals
+        self._todo = self._make_todo()
+
+    def _make_todo(self) -> Todo:
+        number = self.generation - 1
+        last = self._goals[number - 1] if number else None
+        return Todo(self._manifest, self._goals[number], last, self.policy, self._expected)
+
+    # -- losses -----------------------------------------------------------------------------------------------
+
+    def _lose(self, worker: str) -> None:
+        if worker in self._lost:
+            return
+        self._lost.add(worker)
+        state = self._workers.pop(worker, None) or self._muster.pop(worker, None)
+        if state is not None:
+            self._fallen.setdefault(state.node, []).append(worker)
+            for task, _ in reversed(list(state.flying.values())):
+                self._retry(task, worker, WorkerLostError(f"a worker died {task.attempts + 1} times over one task"))
+            if state.node in self._nodes and not self._crew(state.node):
+                self._leave_alone(self._nodes[state.node])
+        self._restarts += 1
+        if self._restarts <= self.policy.max_restarts:
+            self._say(Restart(worker))
+        elif not self._has_ingesting():
+            self._give_up(_no_workers(f"all workers died, {self._restarts} in a row"))
+
+    def _leave_alone(self, node: Node) -> None:
+        """What the last worker leaves behind is still there, for some time; the next one surveys it."""
+        node.known, node.alone_since = False, self._now
+        node.queue.clear()
 
     def _look_at_deadlines(self) -> None:
-        for worker, state in list(self._workers.items()):
-            if any(self._now - since > self.policy.task_timeout_s for _, since in state.flying.values()):
+        listened = self._now - self._ticked <= max(self.policy.silence_s / 2, 1.0)
+        self._ticked = self._now
+        if self._began is None:
+            self._began = self._now
+        for worker, state in list((self._muster | self._workers).items()):
+            if not listened:  # who slept has not heard anybody
+                state.heard = self._now
+            begun = [since for _, since in state.flying.values()] or [self._now]
+            if worker in self._muster:
+                begun = [self._began]
+            overdue = self._now - min(begun) > self.policy.task_timeout_s
+            if overdue or self._now - state.heard > self.policy.silence_s:
                 self._lose(worker)
-        if self._has_ingesting() and self._crew(self.home):
+        for name, node in list(self._nodes.items()):
+            alone = node.alone_since is not None and self._now - node.alone_since > self.policy.return_s
+            if alone and name != self.home:  # which has the consumer, who guards it
+                del self._nodes[name]
+        if self._now - self._began > self.policy.return_s:
+            peopled = {state.node for state in (self._muster | self._workers).values()}
+            self._unseen &= {self.home, *peopled}
+        self._look_for_help()
+
+    def _look_for_help(self) -> None:
+        if self._muster or (self._has_ingesting() and self._crew(self.home)):
             self._lonely_since = None
         elif self._lonely_since is None:
             self._lonely_since = self._now
@@ -190,91 +275,63 @@ class Brain:
     # -- what comes next --------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        while not self.done:
+        while not self.done and self._awaited is None and not self._muster:
             self._dispatch()
-            if self._awaited is not None or self._is_busy() or not self._plan():
+            if self._is_busy() or not self._plan():
                 return
 
     def _is_busy(self) -> bool:
-        queued = len(self._queue) + sum(len(node.queue) for node in self._nodes.values())
+        queued = len(self._fresh) + len(self._refining) + sum(len(node.queue) for node in self._nodes.values())
         return queued > 0 or any(worker.flying for worker in self._workers.values())
 
     def _plan(self) -> bool:
         """Find what is left to do for this generation; returns False if only waiting helps."""
-        if self._goal is None:
-            self._goal = self._goals.popleft()
-            self._changed = {(u.tensor, u.slot): u for u in self._goal.new}
-            self._stateful = sorted({t for t, _ in self._goal.whole if needs_sealing(self._manifest.codecs[t])})
-        self._queue.extend(self._ingest_tasks())
-        if self._queue:
-            return True
-        if not self._crew(self.home):
+        if self._unseen:
             return False
-        for tasks in (self._combine_tasks, self._seal_tasks):
-            for name, node in self._nodes.items():
-                node.queue.extend(tasks(name, node))
-            if any(node.queue for node in self._nodes.values()):
-                return True
-        self._publish()
+        if self._resumes:
+            self._resumes = False
+            self.inherited_bytes = self._todo.new_bytes(held_anywhere(self._nodes.values()))
+        for task in self._todo.ingest(self._nodes.values()):
+            self._ingest_queue(task).append(task)
+        if self._fresh or self._refining:
+            return True
+        manned = {name: node for name, node in self._nodes.items() if self._crew(name)}
+        if self.home not in manned:
+            return False
+        if self._plan_on(manned, (self._todo.combine(name, manned) for name in manned)):
+            return True
+        if any(self._todo.lacking(node) for node in manned.values()):
+            return False  # a node without a worker has it, and may come back
+        if self._plan_on(manned, (self._todo.seal(name, node) for name, node in manned.items())):
+            return True
+        self._publish(manned)
         return True
 
-    def _ingest_tasks(self) -> Iterator[Task]:
-        """Slots that no node has: those with new fragments; all, where no node has the last generation."""
-        assert self._goal is not None
-        based = any(node.base for node in self._nodes.values())
-        held = set().union(*(node.have for node in self._nodes.values()))
-        wanted = self._goal.new if based else self._goal.whole.values()
-        missing = [unit for unit in wanted if (unit.tensor, unit.slot) not in held]
-        share = sum(u.stored_bytes for u in missing) // (self.expected * self.policy.batches_per_worker)
-        for batch in batches(missing, min(share, self.policy.batch_bytes)):
-            yield Task(Kind.INGEST, ANYWHERE, tuple((u.tensor, u.slot) for u in batch))
+    def _plan_on(self, nodes: Mapping[str, Node], plans: Iterator[Iterator[Task]]) -> bool:
+        for node, tasks in zip(nodes.values(), plans, strict=True):
+            node.queue.extend(tasks)
+        return any(node.queue for node in nodes.values())
 
-    def _combine_tasks(self, name: str, node: Node) -> Iterator[Task]:
-        """What one node lacks, by where it is to be had; what nobody has yet is being carried somewhere."""
-        assert self._goal is not None
-        groups: dict[str, list[Slot]] = {}
-        for slot in self._goal.whole:
-            if slot in node.have:
-                continue
-            if node.base and slot not in self._changed:
-                groups.setdefault(name, []).append(slot)
-                continue
-            peer = next((peer for peer, other in self._nodes.items() if slot in other.have), None)
-            if peer is not None:
-                groups.setdefault(peer, []).append(slot)
-        for source, slots in groups.items():
-            kind = Kind.CARRY if source == name else Kind.TRANSFER
-            for group in cut(slots, [self._slot_bytes[t] for t, _ in slots], self.policy.copy_bytes):
-                yield Task(kind, name, slots=tuple(group), source=source)
-
-    def _seal_tasks(self, name: str, node: Node) -> Iterator[Task]:
-        todo = [t for t in self._stateful if t not in node.sealed]
-        for group in cut(todo, [self._manifest.tensors[t].spec.nbytes for t in todo], self.policy.copy_bytes):
-            yield Task(Kind.SEAL, name, tensors=tuple(group))
-        if not todo and not node.closed:
-            yield Task(Kind.SEAL, name)
-
-    def _publish(self) -> None:
-        assert self._goal is not None
-        for unit in self._goal.new:
-            for fragment in unit.fragments:
-                self._ledger.add(unit.tensor, fragment.index)
-        self._say(Publish(self.generation, self._ledger.quality, final=not self._goals))
-        self._awaited, self._goal = self.generation, None
-        for name in self._nodes:
-            self._nodes[name] = Node(base=True)
+    def _publish(self, manned: Mapping[str, Node]) -> None:
+        self._count(self._todo.goal.new)
+        self._say(Publish(self.generation, self._ledger.quality, final=self.generation == len(self._goals)))
+        self._awaited = self.generation
+        for name, node in self._nodes.items():
+            alone_since = node.alone_since
+            self._nodes[name] = Node(base=name in manned, known=name in manned, alone_since=alone_since)
 
     # -- giving work out --------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
         """One task a worker and round, the least busy first, so that a short queue is shared."""
+        if not any(node.base for node in self._nodes.values()):
+            self._refining.clear()  # nobody could any more: the next plan finds these slots again, from nothing
         for depth in range(self.policy.in_flight):
             for name, worker in list(self._workers.items()):
                 if len(worker.flying) <= depth and not self.done:
                     self._assign_next(name, worker)
 
     def _assign_next(self, name: str, worker: Worker) -> None:
-        node = self._nodes[worker.node]
         task = self._next_task(name, worker)
         if task is None:
             return
@@ -286,8 +343,8 @@ class Brain:
                 name,
                 self._epoch,
                 self.generation,
-                units=self._units(task, node) if task.kind is Kind.INGEST else (),
-                slots=task.slots if task.kind in (Kind.CARRY, Kind.TRANSFER) else (),
+                units=task.units,
+                slots=task.slots,
                 tensors=task.tensors,
                 source=self._busy_least(task.source) if task.kind is Kind.TRANSFER else "",
                 fence=tuple(self._fallen.get(worker.node, ())),
@@ -295,7 +352,7 @@ class Brain:
         )
 
     def _next_task(self, name: str, worker: Worker) -> Task | None:
-        for queue in (self._nodes[worker.node].queue, self._queue if worker.ingests else deque()):
+        for queue in self._queues(worker):
             while queue and not self._should_pass(queue[0], name):
                 task = queue.popleft()
                 if task.kind is not Kind.TRANSFER or self._crew(task.source):
@@ -303,19 +360,28 @@ class Brain:
                 # Its source is gone: the next plan finds these slots again, wherever they are then.
         return None
 
+    def _queues(self, worker: Worker) -> Iterator[deque[Task]]:
+        """Where the worker finds work: on its node, and, once that is known, what it may ingest."""
+        node = self._nodes[worker.node]
+        yield node.queue
+        if not node.known:
+            return
+        if node.base and (worker.ingests or not self._has_ingesting_base()):
+            yield self._refining
+        if worker.ingests:
+            yield self._fresh
+
+    def _ingest_queue(self, task: Task) -> deque[Task]:
+        return self._refining if task.refines else self._fresh
+
     def _should_pass(self, task: Task, worker: str) -> bool:
         """Whether to leave a task that failed here to somebody else who could do it."""
-        others = (w for w, s in self._workers.items() if w != worker)
-        if task.node == ANYWHERE:
-            return task.failed_on == worker and any(self._workers[w].ingests for w in others)
-        return task.failed_on == worker and any(self._workers[w].node == task.node for w in others)
-
-    def _units(self, task: Task, node: Node) -> tuple[Unit, ...]:
-        """All layers wanted so far on a node that does not hold the last generation, else the new ones."""
-        assert self._goal is not None
-        if not node.base:
-            return tuple(self._goal.whole[slot] for slot in task.slots)
-        return tuple(self._changed.get(slot) or self._goal.whole[slot] for slot in task.slots)
+        if task.failed_on != worker:
+            return False
+        others = (state for name, state in self._workers.items() if name != worker)
+        if task.kind is not Kind.INGEST:
+            return any(other.node == task.node for other in others)
+        return any(other.ingests and (self._nodes[other.node].base or not task.refines) for other in others)
 
     # -- small words ------------------------------------------------------------------------------------------
 
@@ -328,6 +394,15 @@ class Brain:
     def _has_ingesting(self) -> bool:
         return any(worker.ingests for worker in self._workers.values())
 
+    def _has_ingesting_base(self) -> bool:
+        """Whether somebody who ingests sits where the last generation is; else a receiver must refine it."""
+        return any(worker.ingests and self._nodes[worker.node].base for worker in self._workers.values())
+
+    def _count(self, units: Sequence[Unit]) -> None:
+        for unit in units:
+            for fragment in unit.fragments:
+                self._ledger.add(unit.tensor, fragment.index)
+
     def _say(self, command: Command) -> None:
         if not self.done:
             self._said.append(command)
@@ -335,11 +410,6 @@ class Brain:
     def _give_up(self, error: Exception) -> None:
         self._say(GiveUp(error))
         self.done = True
-
-
-def _slot_bytes(manifest: Manifest, tensor: int) -> int:
-    entry = manifest.tensors[tensor]
-    return entry.spec.nbytes // max(1, len({f.slot for f in entry.fragments}))
 
 
 def _no_workers(message: str) -> WorkerLostError:

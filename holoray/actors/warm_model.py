@@ -8,21 +8,23 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, Self
 
+import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from holoray.actors import remote, shared_memory
-from holoray.actors.coordinator import Generation
+from holoray.actors import locks, remote, watchdog
+from holoray.actors.coordinator import Generation, Legacy, News
+from holoray.actors.crew import Crew
 from holoray.actors.goals import check_qualities, goals
+from holoray.actors.locks import Names
 from holoray.actors.roster import Policy
 from holoray.actors.segment import attach_weights
-from holoray.actors.shared_memory import Names
-from holoray.actors.worker import JobSpec
+from holoray.actors.worker import JobSpec, Member
 from holoray.checkpoint import save_checkpoint
 from holoray.errors import DeadlineError, HolorayError, QualityError, UsageError, WorkerLostError
 from holoray.kernels import registry
@@ -32,7 +34,6 @@ from holoray.pipelines.sealed_store import SealedStore
 from holoray.tensor import Array
 
 _POLL_S: Final = 1.0
-_MAX_COORDINATORS: Final = 3
 _MAX_PORT: Final = 65535
 
 OnGeneration = Callable[["WarmModel", Generation], None]
@@ -53,10 +54,10 @@ def warm_up(
     """Start warming a store up through target qualities; returns at once.
 
     `more_uris`: copies of the store, read together by every worker; `fault_policy`: how they are asked.
-    `workers`: processes of one CPU each (default: all CPUs). `address`: a Ray cluster to join (`auto` or host:port);
-    by default the Ray that is already initialised here, else a private local one. `expect` pins the root and checks
-    sha256. `metrics_port`: serve `/metrics` there (0: any free port). `on_generation` is called with each generation
-    from a thread of its own; the next but one waits for it.
+    `workers`: processes of one CPU each (default: all CPUs, also those of nodes that join later). `address`: a Ray
+    cluster to join (`auto` or host:port); by default the Ray that is already initialised here, else a private local
+    one. `expect` pins the root and checks sha256. `metrics_port`: serve `/metrics` there (0: any free port).
+    `on_generation` is called with each generation from a thread of its own; the next but one waits for it.
 
     Raises SourceError if there is no store, IntegrityError if it is not the expected one, QualityError for a target
     that cannot be reached, UsageError for one without meaning.
@@ -81,8 +82,8 @@ def warm_up(
         session = remote.connect(address, cpus)
     try:
         compiled.result()
-        count = workers or (cpus if session.private_dir else remote.cluster_cpus())
-        return WarmModel(sealed, targets, session, count, started, metrics_port, on_generation, policy)
+        count = cpus if session.private_dir else workers
+        return WarmModel(sealed, targets, session, count, started, metrics_port, on_generation, policy or Policy())
     except BaseException:
         session.close()
         raise
@@ -100,11 +101,11 @@ class WarmModel:
         sealed: SealedStore,
         targets: tuple[float, ...],
         session: remote.Session,
-        workers: int,
+        workers: int | None,
         started: float,
         metrics_port: int | None,
         on_generation: OnGeneration | None,
-        policy: Policy | None,
+        policy: Policy,
     ) -> None:
         self.manifest = sealed.manifest
         self.root = sealed.root
@@ -119,12 +120,13 @@ class WarmModel:
         self._error: Exception | None = None
         self._over = False
         self._closing = threading.Event()
-        self._jobs: list[str] = []
-        self._locks: list[int] = []
-        shared_memory.sweep()
-        self._cleanup = weakref.finalize(self, _clean_up, self._jobs, self._locks, session)
+        self._names = Names(locks.new_job(), self._home)
+        locks.sweep()
+        lock = locks.join_job(self._names, locks.DRIVER)
+        self._cleanup = weakref.finalize(self, _clean_up, self._names.job, lock, session)
         try:
-            self._start_coordinator()
+            watchdog.watch_driver(self._names)
+            self._crew = self._make_crew()
         except BaseException:
             self._cleanup()
             raise
@@ -198,8 +200,8 @@ class WarmModel:
 
     def crew(self) -> list[dict[str, Any]]:
         """The workers that have joined: name, node, process id."""
-        found: list[dict[str, Any]] | None = self._ask_quietly("crew")
-        return found or []
+        members = [] if self._closing.is_set() or not self._session.alive() else self._crew.members()
+        return [{"worker": member.name, "node": member.node, "pid": member.pid} for member in members]
 
     @property
     def metrics_url(self) -> str | None:
@@ -215,9 +217,8 @@ class WarmModel:
         if self._watcher is not threading.current_thread():
             self._watcher.join()
         if self._cleanup.alive:
-            self._stop_coordinator()
-            for job in self._jobs:
-                shared_memory.await_end(job, "driver")
+            self._crew.close()
+            locks.await_end(self._names.job)
             self._cleanup()
 
     def __enter__(self) -> Self:
@@ -230,73 +231,56 @@ class WarmModel:
 
     # -- following the coordinator ------------------------------------------------------------------------
 
-    def _start_coordinator(self) -> None:
-        """A fresh job: whatever an earlier coordinator's workers may still write goes to names nobody reads."""
-        job = shared_memory.new_job()
-        self._jobs.append(job)
-        self._names = Names(job, self._home)
-        self._locks.append(shared_memory.hold_lock(self._names.lock("driver")))
-        reached = self._published[-1].quality if self._published else 0.0
-        self._coordinator = remote.start_coordinator(
-            JobSpec(job, self._sealed.store, self._sealed.root, self._sealed.strict),
-            [q for q in self._targets if q > reached] or [self._targets[-1]],
-            home=self._home,
-            workers=self._workers,
-            start_worker=remote.start_worker,
-            living_nodes=remote.living_nodes,
-            started=self._started,
-            first_generation=self.generation + 1,
-            policy=self._policy,
-            metrics_port=self._metrics_port,
-            worker_cpus=0 if self._session.private_dir else 1,  # a private Ray is shared by all warm-ups of a process
+    def _make_crew(self) -> Crew:
+        encoded = ray.put(np.frombuffer(self.manifest.encoded, np.uint8))
+        spec = JobSpec(self._names.job, self._sealed.store, self._sealed.root, self._sealed.strict)
+
+        def wanted() -> int:
+            return self._workers or remote.cluster_cpus()
+
+        def start_worker(name: str, *, node: str, required: bool) -> Any:
+            # A private Ray is shared by all warm-ups of a process, and a receiver must not wait for a free CPU.
+            cpus = 0 if required or self._session.private_dir else 1
+            return remote.start_worker(spec, name, encoded, node=node, required=required, cpus=cpus)
+
+        def start_coordinator(reign: int, members: list[Member], fallen: dict[str, list[str]]) -> Any:
+            last = self._published[-1] if self._published else None
+            legacy = Legacy(reign, tuple(members), fallen, *(last.generation, last.bytes_read) if last else ())
+            coordinator = remote.start_coordinator(
+                spec,
+                encoded,
+                self._targets,
+                home=self._home,
+                expected=wanted(),
+                living_nodes=remote.living_nodes,
+                started=self._started,
+                policy=self._policy,
+                metrics_port=self._metrics_port,
+                legacy=legacy,
+            )
+            coordinator.run.remote()
+            return coordinator
+
+        return Crew(
+            self._session, start_worker, start_coordinator, home=self._home, workers=wanted, policy=self._policy
         )
-        self._run = self._coordinator.run.remote()
-
-    def _stop_coordinator(self) -> None:
-        with contextlib.suppress(RayError, WorkerLostError):
-            self._ask("stop", timeout_s=10)
-        if self._session.alive():
-            ray.kill(self._coordinator)
-
-    def _ask(self, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
-        """What the coordinator answers."""
-        with self._ray():
-            return ray.get(getattr(self._coordinator, method).remote(*arguments), timeout=timeout_s)
 
     def _ask_quietly(self, method: str) -> Any:
         """What the coordinator answers, None if there is none (another may be on its way)."""
-        with contextlib.suppress(RayError, WorkerLostError):
-            return None if self._closing.is_set() else self._ask(method)
+        with contextlib.suppress(RayError, WorkerLostError), self._session.use():
+            return None if self._closing.is_set() else ray.get(getattr(self._crew.coordinator, method).remote())
         return None
 
-    @contextlib.contextmanager
-    def _ray(self) -> Iterator[None]:
-        """All use of Ray: WorkerLostError if it was shut down before (any call would start another) or meanwhile."""
-        if not self._session.alive():
-            raise _ray_is_gone()
-        try:
-            yield
-        except SystemExit:  # that is how Ray leaves a call when it is shut down
-            raise _ray_is_gone() from None
-        except Exception:
-            if not self._session.alive():
-                raise _ray_is_gone() from None
-            raise
-
     def _watch(self) -> None:
+        """Take generations over as they come, until the last one, an error, or `close`."""
         try:
-            for _ in range(_MAX_COORDINATORS):
+            while not self._closing.is_set() and not (self._published and self._published[-1].final):
+                coordinator = self._crew.coordinator
                 try:
-                    self._follow()
-                    break
-                except RayActorError as error:
-                    if self._closing.is_set():
-                        break
-                    cause = error
-                    with self._ray():
-                        self._start_coordinator()
-            else:
-                raise WorkerLostError(f"the coordinator died again and again: {cause}")
+                    with self._session.use():
+                        self._follow(coordinator)
+                except RayActorError:
+                    self._crew.await_successor(coordinator)
         except Exception as error:
             self._error = error
         finally:
@@ -304,27 +288,20 @@ class WarmModel:
                 self._over = True
                 self._changed.notify_all()
 
-    def _follow(self) -> None:
-        """Take generations over as they come, until the last one, an error, or `close`."""
-        while not self._closing.is_set():
-            news: list[Generation] = self._ask("news", self.generation, _POLL_S)
-            for generation in news:
-                self._take(generation)
-                if generation.final:
-                    return
-            with self._ray():
-                ended, _ = ray.wait([self._run], timeout=0)
-                error = ray.get(self._run) if ended and not news else None
-            if error is not None:
-                raise error
+    def _follow(self, coordinator: Any) -> None:
+        """Take over what is new, if there is something within a second."""
+        news: News = ray.get(coordinator.news.remote(self.generation, _POLL_S))
+        for generation in news.generations:
+            self._take(generation, coordinator)
+        if news.error is not None:
+            raise news.error
 
-    def _take(self, generation: Generation) -> None:
+    def _take(self, generation: Generation, coordinator: Any) -> None:
         weights = attach_weights(self.manifest, self._names, generation.generation)
         with self._changed:
             self._weights = weights
             self._published.append(generation)
-        with contextlib.suppress(RayActorError):  # the next coordinator need not know
-            self._ask("taken", generation.generation)
+        coordinator.taken.remote(generation.generation)  # if it is dead, `news` tells the next one
         if self._on_generation is not None:
             try:
                 self._on_generation(self, generation)
@@ -343,12 +320,6 @@ class WarmModel:
             raise HolorayError(f"the warm-up failed: {self._error!r}") from self._error
 
 
-def _ray_is_gone() -> WorkerLostError:
-    return WorkerLostError(
-        "Ray was shut down under the warm-up", hint="close() the model before ray.shutdown(), and warm up again"
-    )
-
-
 def _of_callback(error: BaseException, generation: int) -> HolorayError:
     where = traceback.extract_tb(error.__traceback__)[-1]
     return HolorayError(
@@ -357,9 +328,7 @@ def _of_callback(error: BaseException, generation: int) -> HolorayError:
     )
 
 
-def _clean_up(jobs: list[str], locks: list[int], session: remote.Session) -> None:
+def _clean_up(job: str, lock: int, session: remote.Session) -> None:
     session.close()
-    for job in jobs:
-        shared_memory.remove_job(job)
-    while locks:
-        os.close(locks.pop())
+    locks.remove_job(job)
+    os.close(lock)

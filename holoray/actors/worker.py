@@ -5,22 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from holoray.actors import shared_memory
-from holoray.actors.messages import Assign, Kind, Slot
+from holoray.actors import locks, watchdog
+from holoray.actors.locks import Names
+from holoray.actors.messages import Assign, Kind, Slot, Survey
 from holoray.actors.segment import NodeMemory
-from holoray.actors.shared_memory import Names
-from holoray.errors import IntegrityError
+from holoray.errors import IntegrityError, WorkerLostError
+from holoray.integrity import format_root
 from holoray.kernels import registry
 from holoray.kernels.accumulator import Accumulator
+from holoray.manifest import Manifest, read_manifest
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.meter import Meter, Tally, stage
-from holoray.pipelines.sealed_store import SealedStore
-from holoray.stores import Store
+from holoray.pipelines.plan import Unit
+from holoray.stores import ROOT, Store
+
+Bytes = npt.NDArray[np.uint8]
+_MAX_ROOT_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,23 @@ class JobSpec:
     store: Store
     root: str
     strict: bool
+
+    def check_root(self) -> None:
+        """Raise IntegrityError if this node sees another store than the one that the job began with."""
+        found = self.store.read(ROOT, _MAX_ROOT_BYTES).decode("ascii", "replace").strip()
+        if found != self.root:
+            raise IntegrityError(
+                f"{self.store.uri} has root {found}, but the warm-up began with {self.root}",
+                hint="the store was replaced meanwhile, or another node sees another one under this path",
+                source=self.store.uri,
+            )
+
+    def manifest(self, encoded: Bytes) -> Manifest:
+        """The job's manifest: the driver read it for all, so that the origin is asked once."""
+        content = encoded.tobytes()
+        if format_root(content) != self.root:
+            raise IntegrityError("the manifest was damaged on its way between nodes", source=self.store.uri)
+        return read_manifest(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,75 +66,103 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """A worker that has said hello: what a coordinator must know of it."""
+
+    name: str
+    handle: Any
+    node: str
+    pid: int
+    ingests: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """What a task took; `error` is why it failed, if it did."""
+    """What a task took and, of a SURVEY, found; `error` is why it failed, if it did."""
 
     tally: Tally = field(default_factory=Tally)
+    survey: Survey | None = None
     error: Exception | None = None
 
 
 class Worker:
-    """Lives in a process of its own. Holds nothing that matters: all state is in the node's segments."""
+    """Lives in a process of its own. Holds nothing that matters: all state is in the node's segments.
 
-    def __init__(self, spec: JobSpec, name: str, node: str) -> None:
+    It obeys one coordinator, the latest it has heard of: each has a number, its `reign`, and asks under that.
+    """
+
+    def __init__(self, spec: JobSpec, name: str, node: str, encoded: Bytes) -> None:
         self._spec = spec
         self._node = node
         self._names = Names(spec.job, node)
-        self._lock = shared_memory.hold_lock(self._names.lock(name))
+        self._lock = locks.join_job(self._names, name)
+        self._encoded = encoded
+        self._reign = 0
         self._gone: set[str] = set()
         self._meter = Meter()
 
     def hello(self) -> Hello:
-        """Open the store and tidy up after dead jobs; an error is returned, not raised."""
+        """Get ready, and tidy up after dead jobs; an error is returned, not raised."""
         try:
+            watchdog.watch_job(self._names)
             registry.warm_accumulators()
-            shared_memory.sweep()
-            sealed = open_expected(self._spec)
+            locks.sweep()
+            self._spec.check_root()
+            manifest = self._spec.manifest(self._encoded)
             self._pipeline = FragmentPipeline(
-                sealed.store,
-                sealed.manifest,
-                strict=self._spec.strict,
-                threads=1,
-                meter=self._meter,
-                finalize=False,
+                self._spec.store, manifest, strict=self._spec.strict, threads=1, meter=self._meter, finalize=False
             )
-            self._memory = NodeMemory(sealed.manifest, self._names)
+            self._memory = NodeMemory(manifest, self._names)
         except Exception as error:
             return Hello(self._node, os.getpid(), error)
         return Hello(self._node, os.getpid())
 
-    def do(self, task: Assign, digest: int = 0, contents: npt.NDArray[np.uint8] | None = None) -> Report:
+    def beat(self) -> None:
+        """Say that the process lives; answered whatever it is busy with."""
+
+    def enlist(self, reign: int) -> None:
+        """From now on obey the coordinator of this reign and none before: what those still ask is refused."""
+        self._reign = max(self._reign, reign)
+
+    def do(self, reign: int, task: Assign, digest: int = 0, contents: Bytes | None = None) -> Report:
         """Do one task; for a TRANSFER with what `export` of the source gave. Errors are returned, not raised."""
+        survey: Survey | None = None
         error: Exception | None = None
         try:
+            self._check_reign(reign)
             self._await_fenced(task.fence)
-            self._memory.make(task.generation)
-            self._perform(task, digest, contents)
+            if task.kind is Kind.SURVEY:
+                survey = self._memory.survey(task.generation)
+            else:
+                self._memory.make(task.generation)
+                self._perform(task, digest, contents)
         except Exception as raised:
             error = raised
-        return Report(self._meter.take(), error)
+        return Report(self._meter.take(), survey, error)
 
-    def export(self, generation: int, slots: Sequence[Slot]) -> tuple[int, int, npt.NDArray[np.uint8]]:
+    def export(self, reign: int, generation: int, slots: Sequence[Slot]) -> tuple[int, int, Bytes]:
         """Digest, size and contents of slots, for another node."""
+        self._check_reign(reign)
         self._memory.make(generation)
         contents = self._memory.read(slots)
         return xxhash.xxh3_64_intdigest(contents.data), contents.nbytes, contents
 
-    def retire(self, generation: int) -> None:
+    def retire(self, reign: int, generation: int) -> None:
         """Forget a generation that nobody needs any more."""
+        self._check_reign(reign)
         self._memory.retire(generation)
 
-    def remove_job(self) -> None:
-        """Unlink the job's files on this host."""
-        shared_memory.remove_job(self._spec.job)
+    def _check_reign(self, reign: int) -> None:
+        if reign < self._reign:
+            raise WorkerLostError(f"a coordinator of the past asked: its reign was {reign}, now it is {self._reign}")
 
-    def _perform(self, task: Assign, digest: int, contents: npt.NDArray[np.uint8] | None) -> None:
+    def _perform(self, task: Assign, digest: int, contents: Bytes | None) -> None:
         tally = Tally()
         match task.kind:
             case Kind.INGEST:
                 for unit in task.units:
                     self._memory.prepare(unit)
-                self._pipeline.run(task.units, _InPlace(self._memory))
+                self._pipeline.run(task.units, _InPlace(self._memory), self._hold)
             case Kind.CARRY:
                 with stage(tally, "combine"):
                     for slot in task.slots:
@@ -126,11 +177,14 @@ class Worker:
                     self._memory.seal(task.tensors)
         self._meter.add(tally)
 
+    def _hold(self, unit: Unit) -> None:
+        self._memory.hold((unit.tensor, unit.slot))
+
     def _await_fenced(self, fence: Sequence[str]) -> None:
         """A killed process may go on for some milliseconds: write nothing before it is gone."""
         for name in fence:
             if name not in self._gone:
-                shared_memory.await_gone(self._names.lock(name))
+                locks.await_gone(self._names.lock(name))
                 self._gone.add(name)
 
 
@@ -145,15 +199,3 @@ class _InPlace:
 
     def close(self, tensor: int) -> None:
         """Nothing to do."""
-
-
-def open_expected(spec: JobSpec) -> SealedStore:
-    """The job's store; raises IntegrityError if it is not the one that the job began with."""
-    sealed = SealedStore(spec.store)
-    if sealed.root != spec.root:
-        raise IntegrityError(
-            f"{spec.store.uri} has root {sealed.root}, but the warm-up began with {spec.root}",
-            hint="the store was replaced meanwhile, or another node sees another one under this path",
-            source=spec.store.uri,
-        )
-    return sealed

@@ -1,4 +1,4 @@
-"""`holoray encode | inspect | verify | load | warmup | version`: parse, call, show; heavy imports wait for a verb."""
+"""`holoray encode | inspect | verify | load | …`: parse, call, show; heavy imports wait for a verb."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless s
 StorePath = Annotated[
     str,
     typer.Argument(
-        help="Path or URI of the store: a directory, s3://…, gs://…, hdfs://…, http(s)://… and more.", metavar="STORE"
+        help="Path or URI of the store: a directory, s3://…, gs://…, hdfs://…, http(s)://…, grpc://….",
+        metavar="STORE",
     ),
 ]
 SourcePaths = Annotated[
@@ -42,6 +43,10 @@ SourcePaths = Annotated[
 ]
 SourcesFile = Annotated[
     Path | None, typer.Option("--sources", help="A TOML file with more sources and their priorities.", metavar="FILE")
+]
+MoreShares = Annotated[
+    list[str] | None,
+    typer.Option("--share", help="STORE is one share of a store, and here is another (repeatable).", metavar="PLACE"),
 ]
 Expect = Annotated[
     str | None, typer.Option("--expect", help="Root that the store must have (sha256:…); checks sha256 everywhere.")
@@ -76,6 +81,21 @@ def encode(
         list[str] | None, typer.Option(metavar="GLOB=CODEC", help="Codec for tensors by name; the first match wins.")
     ] = None,
     compression: Annotated[str, typer.Option(help="zstd, lz4 or none.")] = "zstd",
+    shares: Annotated[
+        int | None, typer.Option(metavar="N", help="Spread the store over N shares, STORE/share-0 and on.")
+    ] = None,
+    usable_from: Annotated[
+        int | None, typer.Option(metavar="K", help="Any K shares give a usable model; default: half of them.")
+    ] = None,
+    exact_from: Annotated[
+        int | None, typer.Option(metavar="K", help="Any K shares give everything; default: all but one.")
+    ] = None,
+    usable_layers: Annotated[
+        float | None, typer.Option(metavar="LAYERS", help="Layers of a usable model; default: 2.25.")
+    ] = None,
+    layer_shares: Annotated[
+        str | None, typer.Option(metavar="K,K,…", help="How many shares each layer needs, instead of the three above.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store that is already there.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -83,6 +103,7 @@ def encode(
     """Encode a checkpoint into a store. An interrupted encode resumes when run again."""
     out = _begin(json, quiet)
     from holoray.checkpoint import open_checkpoint
+    from holoray.cli.shares import spread
     from holoray.pipelines.api import encode as encode_checkpoint
 
     total = sum(spec.nbytes for spec in open_checkpoint(source).specs)
@@ -101,6 +122,7 @@ def encode(
             rank=rank,
             energy=energy,
             coefficients=coefficients,
+            shares=spread(shares, usable_from, exact_from, usable_layers, layer_shares),
             overwrite=overwrite,
             on_tensor=lambda name, nbytes: advance(nbytes, short(name)),
         )
@@ -121,17 +143,19 @@ def inspect(
     ] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Draw how quality grows with the bytes read.")] = False,
     tensor: Annotated[str | None, typer.Option(help="Show this tensor only.", metavar="NAME")] = None,
+    share: MoreShares = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show what a store holds and how quality grows with the bytes read (from the manifest alone)."""
     out = _begin(json, quiet)
+    from holoray.cli.shares import all_shares
     from holoray.cli.views import curve_table, inspection, tensor_table
     from holoray.pipelines.sealed_store import SealedStore
 
     if file is not None and not plot:
         raise UsageError(f"what is {file} for?", hint="add --plot to draw into a file")
-    sealed = SealedStore(store)
+    sealed = SealedStore(all_shares(store, share))
     values = inspection(sealed, tensor)
     if plot:
         _plot(out, sealed, tensor, file)
@@ -141,6 +165,7 @@ def inspect(
         f"{human_bytes(values['bytes_stored'])}, root {values['root']}",
         *([] if plot else [tensor_table(values), curve_table(values)]),
     )
+    out.warn(sealed.store.notes())
 
 
 def _plot(out: Output, sealed: SealedStore, tensor: str | None, file: Path | None) -> None:
@@ -154,16 +179,23 @@ def _plot(out: Output, sealed: SealedStore, tensor: str | None, file: Path | Non
 
 
 @app.command()
-def verify(store: StorePath, expect: Expect = None, json: Json = False, quiet: Quiet = False) -> None:
-    """Check every byte of a store against its root; names each bad file, tensor and fragment (exit code 3)."""
+def verify(
+    store: StorePath, share: MoreShares = None, expect: Expect = None, json: Json = False, quiet: Quiet = False
+) -> None:
+    """Check every byte of a store against its root; names each bad file, tensor and fragment (exit code 3).
+
+    Of shares, also those that are missing, and each bad file and chunk.
+    """
     out = _begin(json, quiet)
+    from holoray.cli.shares import all_shares, share_faults, share_faults_table
     from holoray.pipelines.sealed_store import SealedStore
     from holoray.pipelines.verify import BadFragment
 
-    root, bad = None, []
+    root, bad, bad_shares = None, [], []
     try:
-        sealed = SealedStore(store, expect)
+        sealed = SealedStore(all_shares(store, share), expect)
         root = sealed.root
+        bad_shares = share_faults(out, sealed.store)
         with out.progress("verifying", sum(t.stored_bytes for t in sealed.manifest.tensors)) as advance:
             bad = sealed.verify(lambda nbytes: advance(nbytes, ""))
     except (FormatError, IntegrityError) as error:  # root or manifest: nothing behind them can be believed
@@ -172,11 +204,19 @@ def verify(store: StorePath, expect: Expect = None, json: Json = False, quiet: Q
     for row in bad:
         faults.add_row(row.file, short(row.tensor or ""), "" if row.fragment is None else str(row.fragment), row.why)
     out.result(
-        {"root": root, "ok": not bad, "bad": [asdict(row) for row in bad]},
+        {
+            "root": root,
+            "ok": not bad and not bad_shares,
+            "bad": [asdict(row) for row in bad],
+            "bad_shares": [asdict(row) for row in bad_shares],
+        },
         f"{len(bad)} faults in {shown(store)}" if bad else f"{shown(store)} is whole, root {root}",
         *([faults] if bad else []),
+        *([share_faults_table(bad_shares)] if bad_shares else []),
     )
-    if bad:
+    if bad_shares:
+        out.warn([f"{len(bad_shares)} faults of shares: run `holoray repair`", *map(str, bad_shares[:3])])
+    if bad or bad_shares:
         sys.exit(IntegrityError.exit_code)
 
 
@@ -200,6 +240,7 @@ def load(
     min_quality: Annotated[
         float, typer.Option(help="With --skip-corrupted: fail (exit code 4) if the end is below this quality.")
     ] = 0.0,
+    share: MoreShares = None,
     expect: Expect = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -215,7 +256,7 @@ def load(
 
     if device != "cpu":
         raise UsageError(f"device {device!r} is not supported", hint="this version decodes on the cpu")
-    sealed = open_places(places(stores, sources), expect, policy_of(skip_corrupted, min_quality))
+    sealed = open_places(places(stores, sources, share), expect, policy_of(skip_corrupted, min_quality))
     goal = Target(quality, nbytes, None if fragments is None else _indices(fragments))
     manifest = sealed.manifest
     from holoray.pipelines.api import load_file  # the kernels: a wrong path is told without waiting for them
@@ -236,19 +277,28 @@ def load(
     )
     if skipped:
         out.warn([f"{skipped} fragments are missing: they, or what they require, are corrupt everywhere"])
+    out.warn(sealed.store.notes())
 
 
 @app.command()
 def warmup(
     stores: SourcePaths = None,
-    workers: Annotated[int | None, typer.Option(help="Worker actors; default: one a core, at most 8.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker actors; default: one a CPU, also of nodes that join a cluster later.")
+    ] = None,
     quality: Annotated[
         list[float] | None, typer.Option(help="Publish a generation at this quality (repeatable).")
     ] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Write generations to DIR/model.safetensors.")] = None,
     address: Annotated[str | None, typer.Option(help="Join a running Ray cluster, e.g. auto.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics; 0 takes a free port.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics while the command runs; 0 takes a free port.")
+    ] = None,
+    patience: Annotated[
+        float | None, typer.Option(help="Seconds to wait for a worker, e.g. until a cluster has grown; default: 60.")
+    ] = None,
     sources: SourcesFile = None,
+    share: MoreShares = None,
     expect: Expect = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -261,12 +311,13 @@ def warmup(
 
     values: dict[str, Any] = run_warmup(
         out,
-        places(stores, sources),
+        places(stores, sources, share),
         workers=workers,
         qualities=tuple(quality or ()),
         out_dir=out_dir,
         address=address,
         metrics_port=metrics_port,
+        patience_s=patience,
         expect=expect,
     )
     out.result(
@@ -275,6 +326,59 @@ def warmup(
         f"in {values['seconds']:.2f} s",
         generation_table(values["generations"]),
     )
+
+
+@app.command()
+def serve(
+    store: StorePath,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback take TLS and a token.")] = (
+        "127.0.0.1"
+    ),
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain (PEM).", metavar="FILE")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Key of the certificate (PEM).", metavar="FILE")] = None,
+    token_env: Annotated[
+        str | None, typer.Option(help="Environment variable with the token that clients must show.", metavar="NAME")
+    ] = None,
+    readers: Annotated[int, typer.Option(help="Ranges sent at once; others wait.")] = 32,
+    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics; 0 takes a free port.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Serve a store to other machines over Arrow Flight (grpc://HOST:PORT), read only, until SIGINT or SIGTERM."""
+    out = _begin(json, quiet)
+    from holoray.cli.serve import run_serve
+
+    run_serve(
+        out,
+        store,
+        host=host,
+        port=port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        token_env=token_env,
+        readers=readers,
+        metrics_port=metrics_port,
+    )
+
+
+@app.command()
+def repair(
+    places: Annotated[
+        list[str], typer.Argument(help="Where share-0, share-1, … lie, or the place of each share.", metavar="PLACE...")
+    ],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rebuild lost and bad shares of a store from the others, in place; nothing else is changed.
+
+    A place that is empty takes a missing share. Exit code 3 if not everything could be rebuilt.
+    """
+    out = _begin(json, quiet)
+    from holoray.cli.shares import run_repair
+
+    if not run_repair(out, places):
+        sys.exit(IntegrityError.exit_code)
 
 
 @app.command()
@@ -305,6 +409,7 @@ def main() -> None:
     # What fails before a command could say so still answers in the format that was asked for.
     _output[0] = Output(json="--json" in sys.argv, quiet=False)
     signal.signal(signal.SIGINT, _interrupt)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said by our errors
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except _ParserError as error:

@@ -8,15 +8,20 @@ from pathlib import Path
 from rich.table import Table
 
 from holoray.cli.output import human_bytes, short, shown, table
+from holoray.cli.shares import all_shares
 from holoray.errors import UsageError
 from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.open_sources import Place, read_sources
 from holoray.pipelines.source_pool import SourceStats
 
 
-def places(stores: Sequence[str] | None, file: Path | None) -> tuple[Place, ...]:
-    """The sources that are named, then those of a file; raises UsageError for none."""
-    found: tuple[Place, ...] = (*(stores or ()), *(read_sources(file) if file is not None else ()))
+def places(stores: Sequence[str] | None, file: Path | None, shares: Sequence[str] | None = None) -> tuple[Place, ...]:
+    """The sources that are named (the first one may be a share, with others in `shares`), then those of a file.
+
+    Raises UsageError for none.
+    """
+    first: list[Place] = [all_shares(store, shares) for store in (stores or ())[:1]]
+    found = (*first, *(stores or ())[1:], *(read_sources(file) if file is not None else ()))
     if not found:
         raise UsageError("Missing argument 'STORE...'", hint="name a store, or a file with --sources")
     return found

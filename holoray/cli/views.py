@@ -12,6 +12,7 @@ from rich.table import Table
 from holoray.cli.output import human_bytes, short, table
 from holoray.pipelines.curve import minimum_fragments
 from holoray.pipelines.sealed_store import SealedStore
+from holoray.stores import ShareSet, Store
 
 _CURVE_ROWS: Final = 12
 _TENSOR_ROWS: Final = 40
@@ -46,11 +47,25 @@ def inspection(sealed: SealedStore, tensor: str | None = None) -> dict[str, Any]
         "bytes_in": manifest.bytes_in,
         "bytes_stored": manifest.bytes_stored,
         "options": dict(manifest.options),
+        "shares": shares_of(sealed.store),
         "per_tensor": per_tensor,
         "minimum_fragments": curve.minimum_fragments,
         "sufficient_fragments": curve.sufficient_fragments,
         "quality_curve": [point._asdict() for point in curve.points],
         "seconds": time.perf_counter() - start,
+    }
+
+
+def shares_of(store: Store) -> dict[str, Any] | None:
+    """Which shares of a store are there, and the bytes of its parts in all places; None if it is in one piece."""
+    if not isinstance(store, ShareSet):
+        return None
+    return {
+        "total": store.table.total,
+        "there": sorted(store.places),
+        "needed": {file.stripes.name: file.stripes.needed for file in store.table.files},
+        "bytes": store.table.total * sum(file.part_bytes for file in store.table.files),
+        "missing": {str(index): why for index, why in store.missing.items()},
     }
 
 

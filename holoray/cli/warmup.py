@@ -30,12 +30,15 @@ def run_warmup(
     out_dir: Path | None,
     address: str | None,
     metrics_port: int | None,
+    patience_s: float | None,
     expect: str | None,
 ) -> dict[str, Any]:
     """Warm up to the last quality; returns what `holoray warmup --json` prints."""
     _quiet_ray()
+    from holoray.actors.roster import Policy
     from holoray.actors.warm_model import warm_up
 
+    policy = Policy() if patience_s is None else Policy(patience_s=patience_s)
     target = _model_file(out_dir)
     seen: list[Generation] = []
     qualities = qualities or DEFAULT_QUALITIES
@@ -62,6 +65,7 @@ def run_warmup(
                 expect=expect,
                 metrics_port=metrics_port,
                 on_generation=on_generation,
+                policy=policy,
             ) as model,
         ):
             if metrics_port is not None and not out.json and not out.quiet and model.metrics_url:

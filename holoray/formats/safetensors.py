@@ -21,8 +21,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from holoray.errors import CapacityError, FormatError, LimitError, SourceError, TruncatedError
-from holoray.files import open_for_reading
+from holoray.errors import CapacityError, FormatError, HolorayError, LimitError, SourceError, TruncatedError
+from holoray.files import NO_ROOM, open_for_reading
 from holoray.tensor import Array, TensorSpec, as_bytes
 
 MAX_HEADER_BYTES: Final = 100_000_000  # the reference implementation's limit
@@ -163,7 +163,7 @@ class SafetensorsWriter:
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             if isinstance(error, OSError):
-                raise self._no_room(error) from error
+                raise self._unwritable(error) from error
             raise
         return self
 
@@ -171,7 +171,7 @@ class SafetensorsWriter:
         try:
             self._write(self._data_start + self._offsets[name], as_bytes(array).data)
         except OSError as error:
-            raise self._no_room(error) from error
+            raise self._unwritable(error) from error
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
@@ -192,11 +192,10 @@ class SafetensorsWriter:
         while done < data.nbytes:
             done += os.pwrite(self._file.fileno(), data[done:], offset + done)
 
-    def _unwritable(self, error: Exception) -> SourceError:
+    def _unwritable(self, error: Exception) -> HolorayError:
         reason = error.strerror if isinstance(error, OSError) else error
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return CapacityError(
+                f"cannot write the {self._bytes} bytes of {self.path}: {reason}", hint="free some space"
+            )
         return SourceError(f"cannot write {self.path}: {reason}", hint="name a file in a directory that exists")
-
-    def _no_room(self, error: OSError) -> CapacityError:
-        return CapacityError(
-            f"cannot write the {self._bytes} bytes of {self.path}: {error.strerror}", hint="free some space"
-        )

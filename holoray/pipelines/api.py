@@ -16,7 +16,7 @@ from holoray.pipelines.open_sources import Place, open_places
 from holoray.pipelines.plan import Target, select
 from holoray.pipelines.policy import EncodePolicy, parse_patterns
 from holoray.pipelines.sealed_store import SealedStore
-from holoray.stores import Store
+from holoray.stores import Shares, Store, share_target
 from holoray.tensor import Array
 
 
@@ -35,6 +35,7 @@ def encode(
     rank: int = 0,
     energy: float = 0.0,
     coefficients: str = "float32",
+    shares: Shares | None = None,
     overwrite: bool = False,
     threads: int | None = None,
     on_tensor: OnTensor | None = None,
@@ -48,6 +49,7 @@ def encode(
     For `spectral`, `projection` and `lowrank`: `fragments` and `seed`; `essential`, the share of the energy that rides
     in every fragment (below 1; 0: none); `coefficients` is "float32" or "float16". `tile` is for `spectral`. For
     `lowrank`, `rank` (0: full) and `energy` (0: all) say how many terms are kept: those that meet both.
+    `shares` spreads the store over folders `share-0`, `share-1`, … in `uri` (or give a `ShareTarget` as `uri`).
     An interrupted encode of the same files resumes.
 
     Raises UsageError for options without meaning or a store that is already there, FormatError for a malformed
@@ -66,7 +68,8 @@ def encode(
         energy=energy,
         coefficients=coefficients,
     )
-    return encode_with_policy(checkpoint, uri, policy, overwrite=overwrite, threads=threads, on_tensor=on_tensor)
+    target = uri if shares is None else share_target(uri, shares)
+    return encode_with_policy(checkpoint, target, policy, overwrite=overwrite, threads=threads, on_tensor=on_tensor)
 
 
 def open(

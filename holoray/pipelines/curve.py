@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from holoray.codecs.registry import get_codec
 from holoray.errors import CapacityError, QualityError, UsageError
-from holoray.fragment import TensorEntry
+from holoray.fragment import NO_PREREQUISITE, TensorEntry
 from holoray.manifest import Manifest
 from holoray.pipelines.ledger import QualityLedger
 from holoray.quality import Quality, check_target
@@ -191,9 +191,18 @@ def store_curve(manifest: Manifest, codec: str | None = None) -> QualityCurve[tu
 
 
 def streaming_keys(manifest: Manifest) -> list[Key]:
-    """All fragments in streaming order."""
+    """The fragments that can be read and have their prerequisites, in streaming order: all but in degraded stores."""
     ordered = sorted((f.order, t, f.index) for t, tensor in enumerate(manifest.tensors) for f in tensor.fragments)
-    return [(t, index) for _, t, index in ordered]
+    keys = [(t, index) for _, t, index in ordered]
+    if not manifest.lost:
+        return keys
+    present: set[Key] = set()
+    for t, index in keys:  # a fragment streams after its prerequisite
+        fragment = manifest.tensors[t].fragments[index]
+        founded = fragment.requires == NO_PREREQUISITE or (t, fragment.requires) in present
+        if fragment.file not in manifest.lost and founded:
+            present.add((t, index))
+    return [key for key in keys if key in present]
 
 
 def minimum_fragments(entry: TensorEntry) -> int:

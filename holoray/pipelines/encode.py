@@ -28,7 +28,7 @@ from holoray.pipelines.notes import encode_notes
 from holoray.pipelines.policy import EncodePolicy, is_mandatory
 from holoray.pipelines.store_writer import StoreWriter
 from holoray.pipelines.tensor_codec import begin_encoding
-from holoray.stores import ROOT, Store, open_store
+from holoray.stores import ROOT, ShareTarget, Store, open_store
 from holoray.tensor import Array, TensorSpec, as_bytes
 
 IN_FLIGHT_BYTES: Final = 384 << 20
@@ -38,7 +38,9 @@ OnTensor = Callable[[str, int], None]
 
 @dataclass(frozen=True, slots=True)
 class EncodeReport:
-    """What an encode did; `bytes_in` counts the tensors as encoded (after a cast), `notes` is what to know about it."""
+    """What an encode did; `bytes_in` counts the tensors as encoded (after a cast), `bytes_stored` what they take in all
+    places, `notes` is what to know about it.
+    """
 
     root: str
     tensors: int
@@ -77,7 +79,7 @@ def encode(
         tensors=len(manifest.tensors),
         fragments=manifest.fragment_count,
         bytes_in=manifest.bytes_in,
-        bytes_stored=manifest.bytes_stored,
+        bytes_stored=store.bytes_stored if isinstance(store, ShareTarget) else manifest.bytes_stored,
         seconds=seconds,
         notes=encode_notes(manifest, policy),
     )

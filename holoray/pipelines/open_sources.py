@@ -16,9 +16,10 @@ from urllib.parse import quote
 from holoray.errors import FormatError, HolorayError, IntegrityError, SourceError, UsageError
 from holoray.integrity import parse_root
 from holoray.pipelines.fault_policy import FaultPolicy
-from holoray.pipelines.sealed_store import SealedStore, read_root
+from holoray.pipelines.sealed_store import SealedStore
 from holoray.pipelines.source_pool import SourcePool
 from holoray.stores import Store, open_store
+from holoray.stores.root import read_root
 from holoray.stores.uri import redacted
 
 _log = logging.getLogger("holoray")

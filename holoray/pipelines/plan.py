@@ -7,6 +7,7 @@ give the best quality for every number of bytes up to one step (the fractional-k
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -106,10 +107,12 @@ def _rates(chain: Sequence[FragmentEntry]) -> Iterator[float]:
 def select(manifest: Manifest, target: Target) -> list[Key]:
     """The fragments that reach the target, in streaming order (mandatory tensors always among them).
 
-    Raises QualityError if the quality cannot be reached, CapacityError if the byte budget does not even hold the
-    manifest and the mandatory tensors.
+    Raises QualityError if the quality cannot be reached, also because files of the store are lost: it then says what
+    can be; CapacityError if the byte budget does not even hold the manifest and the mandatory tensors.
     """
     keys = streaming_keys(manifest)
+    if manifest.lost:
+        _check_left(manifest, keys, target)
     if target.quality is not None:
         return keys[: store_curve(manifest).fragments_for_quality(target.quality)]
     if target.bytes is not None:
@@ -117,6 +120,30 @@ def select(manifest: Manifest, target: Target) -> list[Key]:
     if target.fragments is not None:
         return _given(manifest, keys, frozenset(target.fragments))
     return keys
+
+
+def _check_left(manifest: Manifest, keys: Sequence[Key], target: Target) -> None:
+    """Raise QualityError if the target needs more than what is left of a store with lost files."""
+    why = next(iter(manifest.lost.values()))
+    left = set(keys)
+    mandatory = ((t, f) for t, tensor in enumerate(manifest.tensors) if tensor.mandatory for f in tensor.fragments)
+    if any((t, f.index) not in left for t, f in mandatory):
+        raise QualityError(f"no quality can be had: {why}", hint="mandatory tensors are among what is lost")
+    reached = max(quality.ratio for quality in store_curve(manifest).qualities)
+    if target.bytes is not None or (target.quality is not None and target.quality < 1 and reached >= target.quality):
+        return
+    if target.fragments is not None and not _needs_lost(manifest, left, target.fragments):
+        return
+    wanted = "everything" if target.quality is None else f"quality {target.quality}"
+    raise QualityError(
+        f"{wanted} cannot be had, only quality {reached:.6f}: {why}",
+        hint=f"add shares, or load to --quality {math.floor(reached * 1e6) / 1e6}",
+    )
+
+
+def _needs_lost(manifest: Manifest, left: set[Key], indices: Sequence[int]) -> bool:
+    whole = _given(manifest, streaming_keys(manifest.without({})), frozenset(indices))
+    return not left.issuperset(whole)
 
 
 def _given(manifest: Manifest, keys: list[Key], indices: frozenset[int]) -> list[Key]:

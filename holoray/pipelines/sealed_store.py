@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, overload
 
-from holoray.errors import FormatError, IntegrityError, SourceError, UsageError
+from holoray.errors import IntegrityError, SourceError, UsageError
 from holoray.fragment import TensorEntry
 from holoray.integrity import format_root, parse_root
 from holoray.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest
@@ -15,13 +15,12 @@ from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.plan import Target, select
 from holoray.pipelines.source_pool import SourcePool, SourceStats
 from holoray.pipelines.verify import BadFragment, verify
-from holoray.stores import MANIFEST, ROOT, Store, open_store
+from holoray.stores import MANIFEST, Store, find_shares, fragment_file, open_store
+from holoray.stores.root import read_root
 from holoray.tensor import Array
 
 if TYPE_CHECKING:
     from holoray.pipelines.loader import Loader, OnFragment
-
-_MAX_ROOT_BYTES = 4096
 
 
 class SealedStore:
@@ -29,6 +28,7 @@ class SealedStore:
 
     `expect` (`sha256:...`) pins the root. Where it is given, and for a remote store, the fragments are also checked
     against sha256, not only xxh3_64 (which anybody on the way could forge). `policy`: what loads put up with.
+    A store whose shares lie in folders `share-*` inside `where` is opened as a `ShareSet`.
     Raises SourceError if there is no store, IntegrityError if root, manifest or expectation disagree.
     """
 
@@ -37,17 +37,25 @@ class SealedStore:
     ) -> None:
         self.store = open_store(where)
         self.policy = policy or (self.store.policy if isinstance(self.store, SourcePool) else FaultPolicy())
+        try:
+            self.root = read_root(self.store)
+        except SourceError:  # asking for shares first would cost every other store a round trip
+            shares = find_shares(self.store)
+            if shares is None:
+                raise
+            self.store = shares
+            self.root = read_root(self.store)
         self.strict = expect is not None or self.store.remote
-        self.root = read_root(self.store)
         if expect is not None and self.root != parse_root(expect, what="--expect"):
             raise IntegrityError(
                 f"{self.store.uri} has root {self.root}, not the expected one",
                 hint="this is another model or another version than you asked for",
                 source=self.store.uri,
             )
-        self.manifest: Manifest = read_manifest(
-            self.store.read_checked(MANIFEST, MAX_MANIFEST_BYTES, self._check_manifest)
-        )
+        manifest = read_manifest(self.store.read_checked(MANIFEST, MAX_MANIFEST_BYTES, self._check_manifest))
+        names = {fragment_file(file.number): file.number for file in manifest.files}
+        lost = self.store.unreadable(list(names))
+        self.manifest: Manifest = manifest.without({names[name]: why for name, why in lost.items()})
 
     def _check_manifest(self, encoded: bytes) -> None:
         if format_root(encoded) != self.root:
@@ -111,25 +119,3 @@ class SealedStore:
     def verify(self, on_progress: Callable[[int], None] | None = None) -> list[BadFragment]:
         """Everything that is wrong: each payload against both digests, each file's framing and size."""
         return verify(self.store, self.manifest, on_progress)
-
-
-def read_root(store: Store) -> str:
-    """What the ROOT of a store says; raises SourceError if there is none, FormatError if it is malformed."""
-    try:
-        text = store.read(ROOT, _MAX_ROOT_BYTES)
-    except SourceError:  # asking first would cost every good store a round trip
-        if store.exists(ROOT):
-            raise
-        started = any(store.names())
-        what = "was never sealed: an encode was interrupted" if started else "is no holoray store"
-        hint = "run the same `holoray encode` again" if started else "is the path right?"
-        raise SourceError(f"{store.uri} {what}", hint=hint, source=store.uri) from None
-    try:
-        if not text.endswith(b"\n"):
-            raise ValueError
-        root = text.decode("ascii")[:-1]
-        if parse_root(root) != root:
-            raise ValueError
-    except ValueError:
-        raise FormatError(f"the ROOT file of {store.uri} is malformed", source=store.uri) from None
-    return root

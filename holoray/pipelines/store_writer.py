@@ -18,13 +18,12 @@ from holoray.fragment import FragmentEntry, TensorEntry
 from holoray.kernels.encoder import EncodedFragment
 from holoray.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest, read_manifest
 from holoray.pipelines.plan import with_streaming_order
-from holoray.stores import MANIFEST, ROOT, Store, fragment_file, is_journal, is_own, journal_file
+from holoray.stores import MANIFEST, ROOT, ShareTarget, Store, fragment_file, is_journal, is_own, journal_file
+from holoray.stores.base import GROUPS, LEAD_GROUP, MANDATORY_GROUP
 from holoray.stores.fragment_writer import FragmentFileWriter
 from holoray.tensor import TensorSpec
 
 SEGMENT_BYTES = 2 << 30
-_MANDATORY_GROUP: Final = 0
-_GROUPS: Final = 16  # file numbers of a segment: mandatory tensors, then one a layer
 _IDENTITY: Final = "holoray.checkpoint"
 
 
@@ -41,6 +40,10 @@ class StoreWriter:
 
     def __init__(self, store: Store, options: Mapping[str, Any], metadata: Mapping[str, str], identity: str) -> None:
         self._store = store
+        self._shares = store.shares if isinstance(store, ShareTarget) else None
+        if self._shares is not None:
+            options = {**options, "shares": self._shares.get_config()}
+        self._split = 0  # fragments so far, in this segment, of the layer that is split
         self._options = dict(options)
         self._metadata = dict(metadata)
         self._identity = identity
@@ -76,12 +79,19 @@ class StoreWriter:
 
     def append(self, fragment: EncodedFragment, spec: TensorSpec, *, mandatory: bool) -> None:
         """Add a fragment of the tensor under way; `finish` ends the tensor."""
-        group = _MANDATORY_GROUP if mandatory else 1 + fragment.layer
-        number = self._segment * _GROUPS + group
+        group = MANDATORY_GROUP if mandatory else self._group(fragment.layer)
+        number = self._segment * GROUPS + group
         if number not in self._writers:
             self._writers[number] = self._open.enter_context(FragmentFileWriter(self._store, number))
         position = self._writers[number].append(spec.name, fragment.index, fragment.payload)
         self._pending[-1].places.append((number, position))
+
+    def _group(self, layer: int) -> int:
+        """One file a layer; with shares, a part of one layer goes to a file of its own that is coded like the first."""
+        if self._shares is None or layer != self._shares.lead_layer:
+            return 1 + layer
+        self._split += 1
+        return LEAD_GROUP if self._shares.leads(self._split - 1) else 1 + layer
 
     def finish(self, entry: TensorEntry) -> None:
         """End the tensor under way: `entry.fragments` are in the order of the `append` calls."""
@@ -114,7 +124,8 @@ class StoreWriter:
         self._segment += 1
         self._tensors |= {t.name: t for t in tensors}
         self._files.extend(closed)
-        self._open, self._writers, self._pending, self._segment_bytes = ExitStack(), {}, [_Pending()], 0
+        self._open, self._writers, self._pending = ExitStack(), {}, [_Pending()]
+        self._segment_bytes = self._split = 0
 
     def _read_journals(self) -> list[Manifest]:
         """The journals from the first on, as long as they belong to this encode and their files are whole."""

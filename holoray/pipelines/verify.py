@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from holoray.errors import SourceError, TruncatedError
 from holoray.fragment import FragmentEntry
@@ -28,7 +28,7 @@ class BadFragment:
 
 
 _ASKING: Final = 16  # requests under way at once: each is a round trip and next to no bytes
-_Located = tuple[str, FragmentEntry]
+Located = tuple[str, FragmentEntry]
 _PIECE_BYTES: Final = 1 << 20
 
 
@@ -37,12 +37,12 @@ def verify(store: Store, manifest: Manifest, on_progress: Callable[[int], None] 
 
     Checks xxh3_64 and sha256 of every payload, and size and sha256 of everything between the payloads.
     """
-    by_file: dict[int, list[_Located]] = defaultdict(list)
+    by_file: dict[int, list[Located]] = defaultdict(list)
     for tensor in manifest.tensors:
         for entry in tensor.fragments:
             by_file[entry.file].append((tensor.name, entry))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = pool.map(lambda file: _verify_file(store, file, by_file[file.number], on_progress), manifest.files)
+        found = pool.map(lambda file: verify_file(store, file, by_file[file.number], on_progress), manifest.files)
         return [bad for faults in found for bad in faults]
 
 
@@ -60,9 +60,10 @@ def check_sizes(store: Store, manifest: Manifest) -> None:
             )
 
 
-def _verify_file(
-    store: Store, file: FileEntry, fragments: Sequence[_Located], on_progress: Callable[[int], None] | None
+def verify_file(
+    store: Store, file: FileEntry, fragments: Sequence[Located], on_progress: Callable[[int], None] | None = None
 ) -> list[BadFragment]:
+    """All faults of one fragment file, whose fragments are given with the names of their tensors."""
     name = fragment_file(file.number)
     try:
         size = store.size(name)
@@ -71,12 +72,11 @@ def _verify_file(
             BadFragment(name, tensor, entry.index, "its file is missing") for tensor, entry in fragments
         ]
     bad: list[BadFragment] = []
-    framing = hashlib.sha256()
+    framing = _Framing(store, name)
     position = 0
     for tensor, entry in sorted(fragments, key=lambda located: located[1].offset):
-        _hash(framing, store, name, position, min(entry.offset, size))
-        payload = _read(store, name, entry.offset, min(entry.offset + entry.stored_bytes, size))
-        why = fault(entry, payload, strict=True)
+        framing.add(position, min(entry.offset, size))
+        why = _payload_fault(store, name, entry, size)
         if why is not None:
             bad.append(BadFragment(name, tensor, entry.index, why))
         position = entry.offset + entry.stored_bytes
@@ -85,16 +85,37 @@ def _verify_file(
     if size != file.bytes:
         bad.append(BadFragment(name, None, None, f"has {size} bytes instead of {file.bytes}"))
         return bad
-    _hash(framing, store, name, position, size)
-    if framing.hexdigest() != file.framing_sha256:
-        bad.append(BadFragment(name, None, None, "bytes outside the payloads were changed"))
+    framing.add(position, size)
+    if framing.fault or framing.digest.hexdigest() != file.framing_sha256:
+        bad.append(BadFragment(name, None, None, framing.fault or "bytes outside the payloads were changed"))
     return bad
 
 
-def _hash(digest: Any, store: Store, name: str, start: int, stop: int) -> None:
-    """Add a range to a digest, in pieces: how long it is, is what an untrusted file says."""
-    for at in range(start, stop, _PIECE_BYTES):
-        digest.update(_read(store, name, at, min(at + _PIECE_BYTES, stop)))
+def _payload_fault(store: Store, name: str, entry: FragmentEntry, size: int) -> str | None:
+    """Why a payload is bad, None if it is not; of a file that is there but cannot be read throughout, the rest is."""
+    try:
+        payload = _read(store, name, entry.offset, min(entry.offset + entry.stored_bytes, size))
+    except SourceError as error:
+        return error.message
+    return fault(entry, payload, strict=True)
+
+
+class _Framing:
+    """Digest of the bytes between the payloads of a file, as far as they can be read."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.digest = hashlib.sha256()
+        self.fault = ""
+        self._store = store
+        self._name = name
+
+    def add(self, start: int, stop: int) -> None:
+        """Add a range, in pieces: how long it is, is what an untrusted file says."""
+        try:
+            for at in range(start, stop, _PIECE_BYTES):
+                self.digest.update(_read(self._store, self._name, at, min(at + _PIECE_BYTES, stop)))
+        except SourceError as error:
+            self.fault = error.message
 
 
 def _read(store: Store, name: str, start: int, stop: int) -> memoryview:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO, Final
@@ -15,7 +15,12 @@ ROOT: Final = "ROOT"
 MANIFEST: Final = "manifest.arrow"
 PARTIAL: Final = ".partial"  # ends the name of a file that is being written
 REPLACEMENT: Final = ".replacement"  # holds a store until it takes the place of the one around it
-_FRAGMENTS: Final = re.compile(r"fragments-\d{5,10}\.arrow")
+SHARE: Final = "share.json"  # says which share of a store a place holds
+GROUPS: Final = 16  # file numbers of a segment: mandatory tensors, then one a layer, at the end what leads a layer
+MANDATORY_GROUP: Final = 0
+LEAD_GROUP: Final = GROUPS - 1
+_FRAGMENTS: Final = re.compile(r"fragments-(\d{5,10})\.arrow")
+_PART: Final = re.compile(r"(fragments-\d{5,10}|manifest)\.share")
 _JOURNAL: Final = re.compile(r"encode-\d{5,10}\.arrow")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 
@@ -23,6 +28,12 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 def fragment_file(number: int) -> str:
     """Name of a fragment file: built from a number, never from bytes of a manifest."""
     return f"fragments-{number:05d}.arrow"
+
+
+def fragment_number(name: str) -> int:
+    """The number of a fragment file; -1 for any other name."""
+    match = _FRAGMENTS.fullmatch(name)
+    return int(match[1]) if match else -1
 
 
 def journal_file(segment: int) -> str:
@@ -36,11 +47,17 @@ def is_journal(name: str) -> bool:
 
 def is_own(name: str) -> bool:
     """Whether a file name is one that we give; others in the same directory are none of our business."""
-    return name in (ROOT, MANIFEST) or _FRAGMENTS.fullmatch(name) is not None or is_journal(name)
+    named = any(pattern.fullmatch(name) for pattern in (_FRAGMENTS, _PART, _JOURNAL))
+    return named or name in (ROOT, MANIFEST, SHARE)
+
+
+def is_blob_name(name: str) -> bool:
+    """Whether it is a plain file name: nothing that leads elsewhere, nothing that a terminal would obey."""
+    return _NAME.fullmatch(name) is not None
 
 
 def check_blob_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    if not is_blob_name(name):
         raise UsageError(f"{name!r} is not a file name of a store")
     return name
 
@@ -109,6 +126,22 @@ class Store(ABC):
 
     def exists(self, name: str) -> bool:
         return name in self.names()
+
+    def folders(self) -> Iterator[str]:
+        """Names of the folders inside, where the store can list them: places for other stores."""
+        return iter(())
+
+    def folder(self, name: str) -> Store:
+        """The store in a folder inside, which need not be there yet."""
+        raise UsageError(f"{self.uri} has no room for folders")
+
+    def unreadable(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Those of the blobs that cannot be had now, although the store should have them, and why: none, as a rule."""
+        return {}
+
+    def notes(self) -> Sequence[str]:
+        """What its user should know of its state: sentences."""
+        return ()
 
     def read(self, name: str, limit: int) -> bytes:
         """A whole blob of at most `limit` bytes; raises LimitError for larger ones."""

@@ -2,79 +2,85 @@
 
 from __future__ import annotations
 
-from collections import deque
+import re
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import BinaryIO, Final, NoReturn
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
 from urllib.parse import unquote
 
 import urllib3
-from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, ResponseError, TimeoutError
-from urllib3.util import make_headers
+from urllib3.exceptions import HTTPError, ProtocolError, TimeoutError
+from urllib3.util import make_headers, parse_url
 
-from holoray.errors import HolorayError, LimitError, SourceError, UsageError
-from holoray.stores.base import MANIFEST, ROOT, Store
+from holoray.errors import SourceError
+from holoray.stores import redirects
+from holoray.stores.base import MANIFEST, ROOT
+from holoray.stores.limits import ReadLimits
+from holoray.stores.read_only import ReadOnlyStore
+from holoray.stores.redirects import Hop, Objection
+from holoray.stores.timed_http import pool_manager
 from holoray.stores.uri import join, public, split
 
-_TIMEOUT: Final = urllib3.Timeout(connect=10.0, read=60.0)
-# Trying again is a matter of whoever wraps a store; one more read covers a kept connection that the server closed.
-_RETRIES: Final = urllib3.Retry(connect=0, read=1, status=0, other=0, redirect=5)
-_CONNECTIONS: Final = 64
 _MISSING: Final = (404, 410)
 _DENIED: Final = (401, 403, 407)
 _NO_SUCH_RANGE: Final = 416
+_NUMBER: Final = re.compile(r"\d{1,18}", re.ASCII)
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 _CHUNK_BYTES: Final = 256 << 10
+_ERROR_PAGE_BYTES: Final = 64 << 10  # read and thrown away so that the connection can be kept; longer ones close it
 
 
-class HttpStore(Store):
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What of a blob an answer holds: `length` bytes of `total`, None where the server does not say of how many."""
+
+    length: int
+    total: int | None
+
+
+class HttpStore(ReadOnlyStore):
     """Blobs below an http(s) URL; a query (a signature, a token) is sent along, user and password as basic auth.
 
     Connections are kept and shared by threads. There is no listing: `names` are those of ROOT and the manifest that
-    are there. The URL, with its credentials, travels by pickle.
+    are there. The URL, with its credentials, travels by pickle; the credentials go to its host and to no other.
     """
 
     remote = True
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, limits: ReadLimits | None = None) -> None:
         self._location = url
         self.uri = public(url)
+        self.limits = limits or ReadLimits()
         parts = split(url)
         self._anonymous = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        self._headers = _headers(parts.username, parts.password)
-        self._pool = urllib3.PoolManager(maxsize=_CONNECTIONS, retries=_RETRIES, timeout=_TIMEOUT)
+        self._login = _login(parts.username, parts.password)
+        self._pools = pool_manager(self.limits)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self._location,)
+        return _reopened, (self._location, self.limits)
 
     def size(self, name: str) -> int:
         with self._asked("HEAD", name) as response:
             if response.status != 200:
                 raise self._refused(name, response.status)
             length = _length(response)
-        if length < 0:
+        if length is None:
             raise self._error(name, "the server does not say how long it is", "serve it as a plain file")
         return length
 
-    def read(self, name: str, limit: int) -> bytes:
-        """As every store does, but in one request: opening a store should not cost more round trips than it must."""
-        with self._range(name, 0, limit + 1) as response:
-            total = _total(response)
-            if total > limit:
-                raise LimitError(f"{name} has {total} bytes, more than the limit of {limit}", source=self.uri)
-            out = bytearray(total)
-            return bytes(out[: max(_filling(response, memoryview(out)), default=0)])
+    def _beginning(self, name: str, length: int) -> tuple[int, bytes]:
+        with self._range(name, 0, length + 1) as (response, part):  # there is no range of nothing
+            out = bytearray(part.length)
+            got = sum(_received(response, memoryview(out)))
+        if part.total is None and got > length:
+            raise self._error(name, "the server does not say how long it is", "serve it as a plain file")
+        return got if part.total is None else part.total, bytes(out[:length])
 
-    def read_into(self, name: str, offset: int, out: memoryview) -> int:
-        if not out.nbytes:
-            return 0
-        counted = deque((0,), maxlen=1)
-        try:
-            with self._range(name, offset, out.nbytes) as response:
-                counted.extend(_filling(response, out))
-        except SourceError as error:
-            error.received = counted[0]
-            raise
-        return counted[0]
+    def _filling(self, name: str, offset: int, out: memoryview) -> Iterator[int]:
+        with self._range(name, offset, out.nbytes) as (response, part):
+            yield from _received(response, out[: part.length])
 
     def exists(self, name: str) -> bool:
         with self._asked("HEAD", name) as response:
@@ -84,53 +90,41 @@ class HttpStore(Store):
                 raise self._refused(name, response.status)
             return True
 
-    @contextmanager
-    def _range(self, name: str, offset: int, length: int) -> Iterator[urllib3.BaseHTTPResponse]:
-        """The server's answer with at most these bytes, and as many of them as there are."""
-        wanted = f"bytes={offset}-{offset + length - 1}"
-        with self._asked("GET", name, {"Range": wanted}) as response:
-            if response.status == 200:
-                hint = "use a server that answers byte ranges (nginx, caddy, any object store)"
-                raise self._error(name, "the server ignores byte ranges", hint)
-            if response.status not in (206, _NO_SUCH_RANGE):
-                raise self._refused(name, response.status)
-            given = response.headers.get("Content-Range", "")
-            honest = given.startswith(f"bytes {offset}-") and 0 < _length(response) <= length
-            if response.status == 206 and not honest:
-                raise self._error(name, f"asked for {wanted}, the server sent {given[:80]!r}", "is a proxy at fault?")
-            yield response
-
     def names(self) -> Iterator[str]:
         return (name for name in (ROOT, MANIFEST) if self.exists(name))
 
-    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
-        self._read_only()
-
-    def delete(self, name: str) -> None:
-        self._read_only()
-
-    def exclusive(self) -> AbstractContextManager[None]:
-        self._read_only()
-
-    def replacement(self) -> AbstractContextManager[Store]:
-        self._read_only()
-
-    def _read_only(self) -> NoReturn:
-        hint = "encode to a directory or an object store, and serve that"
-        raise UsageError(f"{self.uri} can only be read: HTTP has no way to write", hint=hint)
+    @contextmanager
+    def _range(self, name: str, offset: int, length: int) -> Iterator[tuple[urllib3.BaseHTTPResponse, _Part]]:
+        """The server's answer with these bytes, or as many of them as there are."""
+        wanted = f"bytes={offset}-{offset + length - 1}"
+        with self._asked("GET", name, {"Range": wanted}, nbytes=length) as response:
+            if response.status == 200:
+                hint = "use a server that answers byte ranges (nginx, caddy, any object store)"
+                raise self._error(name, "the server ignores byte ranges", hint)
+            if response.status == _NO_SUCH_RANGE:
+                yield response, _Part(0, None)
+                return
+            if response.status != 206:
+                raise self._refused(name, response.status)
+            part = _part(response, offset, length)
+            if part is None:
+                given = response.headers.get("Content-Range", "")[:80]
+                raise self._error(name, f"asked for {wanted}, the server sent {given!r}", "is a proxy at fault?")
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise self._error(name, "the server compresses it", "ranges are of plain bytes: turn compression off")
+            yield response, part
 
     @contextmanager
     def _asked(
-        self, method: str, name: str, headers: Mapping[str, str] | None = None
+        self, method: str, name: str, headers: Mapping[str, str] | None = None, *, nbytes: int = 0
     ) -> Iterator[urllib3.BaseHTTPResponse]:
         """The server's answer, whose body has not been read; whatever goes wrong with it is a SourceError."""
         response = None
+        expires = time.monotonic() + self.limits.deadline_s(nbytes)
         try:
-            response = self._pool.request(
-                method, join(self._anonymous, name), headers={**self._headers, **(headers or {})}, preload_content=False
-            )
+            response = self._final(method, name, dict(headers or {}), expires)
             yield response
-            response.drain_conn()
+            _finish(response)
         except HTTPError as error:  # its text may hold the query
             if response is not None:
                 response.close()
@@ -143,15 +137,57 @@ class HttpStore(Store):
             if response is not None:
                 response.release_conn()
 
-    def _unreachable(self, name: str, error: HTTPError) -> HolorayError:
-        reason = error.reason if isinstance(error, MaxRetryError) and error.reason is not None else error
-        if isinstance(reason, TimeoutError):
+    def _final(self, method: str, name: str, headers: dict[str, str], expires: float) -> urllib3.BaseHTTPResponse:
+        """The answer at the end of all redirects."""
+        hop = first = Hop(join(self._anonymous, name))
+        for _ in range(self.limits.redirects + 1):
+            login = self._login if hop.origin == first.origin else {}
+            response = self._once_more(method, hop, {**_PLAIN, **login, **headers}, expires)
+            location = response.headers.get("Location")
+            if response.status not in redirects.STATUSES or location is None:
+                return response
+            _finish(response)
+            response.release_conn()
+            target = redirects.follow(hop, location)
+            if isinstance(target, Objection):
+                raise self._error(name, target.why, "is the URL right? Use the address where the store really is")
+            hop = target
+        why = f"the server redirects more than {self.limits.redirects} times"
+        raise self._error(name, why, "is the URL right?")
+
+    def _once_more(self, method: str, hop: Hop, headers: dict[str, str], expires: float) -> urllib3.BaseHTTPResponse:
+        """One answer. A kept connection may have been closed by the server meanwhile: that is tried again, once."""
+        try:
+            return self._once(method, hop, headers, expires)
+        except ProtocolError as error:
+            if not any(isinstance(cause, ConnectionError) for cause in error.args):
+                raise
+        return self._once(method, hop, headers, expires)
+
+    def _once(self, method: str, hop: Hop, headers: dict[str, str], expires: float) -> urllib3.BaseHTTPResponse:
+        url = parse_url(hop.url)
+        host = (url.host or "").strip("[]")
+        options = {"assert_hostname": host, "server_hostname": host} if hop.address and url.scheme == "https" else None
+        pool = self._pools.connection_from_host(hop.address or url.host, url.port, url.scheme, options)
+        left = max(expires - time.monotonic(), 1e-3)
+        return pool.urlopen(
+            method,
+            url.request_uri,
+            headers={"Host": url.netloc or "", **headers},
+            timeout=urllib3.Timeout(connect=min(self.limits.connect_s, left), read=left),
+            retries=False,  # trying again is a matter of whoever wraps a store
+            redirect=False,
+            assert_same_host=False,
+            preload_content=False,
+            decode_content=False,
+        )
+
+    def _unreachable(self, name: str, error: HTTPError) -> SourceError:
+        if isinstance(error, TimeoutError):
             return self._error(name, "the server did not answer in time", "check the network and the server")
-        if isinstance(reason, ResponseError):
-            return self._error(name, "the server redirects without end", "is the URL right?")
-        if isinstance(reason, ProtocolError):
+        if isinstance(error, ProtocolError):
             return self._error(name, "the connection broke before the whole answer came", "check the network")
-        why = f"the server does not answer ({type(reason).__name__})"
+        why = f"the server does not answer ({type(error).__name__})"
         return self._error(name, why, "check the address and the network")
 
     def _refused(self, name: str, status: int) -> SourceError:
@@ -166,30 +202,50 @@ class HttpStore(Store):
         return SourceError(f"{self.uri}/{name}: {why}", hint=hint, source=self.uri)
 
 
-def _length(response: urllib3.BaseHTTPResponse) -> int:
-    """Bytes of the body as announced; -1 where they are not."""
+def _reopened(url: str, limits: ReadLimits) -> HttpStore:
+    return HttpStore(url, limits=limits)
+
+
+def _length(response: urllib3.BaseHTTPResponse) -> int | None:
+    """Bytes of the body as announced."""
     text = response.headers.get("Content-Length", "")
-    return int(text) if text.isdecimal() else -1
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
-def _total(response: urllib3.BaseHTTPResponse) -> int:
-    """Bytes of the whole blob, from the answer to a range that begins at its start."""
-    text = response.headers.get("Content-Range", "").rpartition("/")[2]
-    return int(text) if text.isdecimal() else max(0, _length(response))
+def _part(response: urllib3.BaseHTTPResponse, offset: int, length: int) -> _Part | None:
+    """What the answer to a range holds; None unless its headers agree with each other and with the range."""
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if match is None or "Transfer-Encoding" in response.headers:
+        return None
+    first, last = int(match[1]), int(match[2])
+    total = None if match[3] == "*" else int(match[3])
+    given = last - first + 1
+    there = length if total is None else min(length, total - offset)
+    honest = first == offset and 0 < given <= length and given == _length(response)
+    return _Part(given, total) if honest and (total is None or given == there) else None
 
 
-def _filling(response: urllib3.BaseHTTPResponse, out: memoryview) -> Iterator[int]:
-    """Fill `out`; the bytes that are there after each read. What a read had when the connection broke is lost."""
+def _received(response: urllib3.BaseHTTPResponse, out: memoryview) -> Iterator[int]:
+    """Fill `out`; gives the bytes of each read."""
     done = 0
-    while response.status == 206 and done < out.nbytes:
+    while done < out.nbytes:
         got = response.readinto(out[done : done + _CHUNK_BYTES])
         if not got:
             break
         done += got
-        yield done
+        yield got
 
 
-def _headers(user: str | None, password: str | None) -> dict[str, str]:
-    # `identity`: ranges of a compressed representation would be ranges of other bytes.
-    login = f"{unquote(user)}:{unquote(password or '')}" if user else None
-    return {"Accept-Encoding": "identity", **make_headers(basic_auth=login)}
+def _finish(response: urllib3.BaseHTTPResponse) -> None:
+    """Leave the connection fit for the next request, or closed."""
+    response.read(_ERROR_PAGE_BYTES)
+    if not response.closed:
+        response.close()
+
+
+# `identity`: ranges of a compressed representation would be ranges of other bytes.
+_PLAIN: Final = {"Accept-Encoding": "identity"}
+
+
+def _login(user: str | None, password: str | None) -> dict[str, str]:
+    return make_headers(basic_auth=f"{unquote(user)}:{unquote(password or '')}") if user else {}

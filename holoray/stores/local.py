@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import threading
 import weakref
 from collections.abc import Iterator
@@ -94,6 +95,19 @@ class LocalStore(Store):
             if _is_file(entry) and not entry.name.startswith(".") and not entry.name.endswith(PARTIAL):
                 yield entry.name
 
+    def folders(self) -> Iterator[str]:
+        if not self.path.is_dir():
+            return iter(())
+        try:
+            return iter(sorted(name for name in os.listdir(self.path) if os.path.isdir(self.path / name)))
+        except OSError as error:
+            raise SourceError(f"cannot list {self.path}: {error.strerror}", source=self.uri) from error
+
+    def folder(self, name: str) -> Store:
+        inside = LocalStore(self.path / check_blob_name(name))
+        inside.uri = os.path.join(self.uri, name)
+        return inside
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         try:
@@ -105,6 +119,7 @@ class LocalStore(Store):
             for stale in self.path.glob("*" + PARTIAL):  # ours by the lock: left by a writer that was killed
                 if is_own(stale.name.removesuffix(PARTIAL)):
                     stale.unlink(missing_ok=True)
+            self._end_takeover()
             yield
             (self.path / _LOCK).unlink(missing_ok=True)
         finally:
@@ -114,16 +129,28 @@ class LocalStore(Store):
     def replacement(self) -> Iterator[Store]:
         fresh = LocalStore(self.path / REPLACEMENT)
         yield fresh
+        fresh.close()
         try:
+            self.delete(ROOT)  # first: from here on nothing is sealed, until everything is in its place
+            _sync_directory(self.path)
             for name in [n for n in self.names() if is_own(n)]:
                 self.delete(name)
-            for name in sorted(fresh.names(), key=lambda n: n == ROOT):  # the root last: it is what makes a store
-                os.replace(fresh.path / name, self.path / name)
-            _sync_directory(self.path)
-            fresh.path.rmdir()
+            self._take_over(fresh)
         except OSError as error:
             raise _write_error(error, self.path) from error
-        fresh.close()
+
+    def _end_takeover(self) -> None:
+        """Go on where a writer was killed between the old root's end and the new one's coming."""
+        fresh = LocalStore(self.path / REPLACEMENT)
+        if fresh.exists(ROOT) and not self.exists(ROOT):
+            self._take_over(fresh)
+
+    def _take_over(self, fresh: LocalStore) -> None:
+        for name in sorted(fresh.names(), key=lambda n: n == ROOT):  # the root last: it is what makes a store
+            self._forget(name)
+            os.replace(fresh.path / name, self.path / name)
+        _sync_directory(self.path)
+        shutil.rmtree(fresh.path)  # ours, with what a killed writer may have left in it
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[int]:

@@ -20,6 +20,7 @@ class MemoryStore(Store):
     def __init__(self, uri: str = "memory:") -> None:
         self.uri = uri
         self.blobs: dict[str, bytes] = {}
+        self._folders: dict[str, MemoryStore] = {}
         self._writing = threading.Lock()
 
     def size(self, name: str) -> int:
@@ -41,6 +42,12 @@ class MemoryStore(Store):
 
     def names(self) -> Iterator[str]:
         return iter(sorted(self.blobs))
+
+    def folders(self) -> Iterator[str]:
+        return (name for name, inside in sorted(self._folders.items()) if inside.blobs)
+
+    def folder(self, name: str) -> Store:
+        return self._folders.setdefault(check_blob_name(name), MemoryStore(f"{self.uri}/{name}"))
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

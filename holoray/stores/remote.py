@@ -90,6 +90,14 @@ class RemoteStore(Store):
         with self._told("looking for", name):
             return bool(self._filesystem.get_file_info(self._path(name)).type == fs.FileType.File)
 
+    def folders(self) -> Iterator[str]:
+        with self._told("listing", ""):
+            found = self._filesystem.get_file_info(fs.FileSelector(self._base, allow_not_found=True))
+        return iter(sorted(info.base_name for info in found if info.type == fs.FileType.Directory))
+
+    def folder(self, name: str) -> Store:
+        return RemoteStore(join(self._location, check_blob_name(name)))
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         with _entering:

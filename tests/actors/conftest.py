@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import holoray
-from holoray.actors import shared_memory
+from holoray.actors import locks
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.tensor import Array
 
@@ -45,12 +45,12 @@ def sealed(store: Path) -> SealedStore:
 @pytest.fixture(autouse=True)
 def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     jobs: list[str] = []
-    new_job = shared_memory.new_job
+    new_job = locks.new_job
 
     def recording() -> str:
         jobs.append(new_job())
         return jobs[-1]
 
-    monkeypatch.setattr(shared_memory, "new_job", recording)
+    monkeypatch.setattr(locks, "new_job", recording)
     yield
-    assert not [path for job in jobs for path in shared_memory.DIRECTORY.glob(f"holoray-{job}-*")]
+    assert not [path for job in jobs for path in locks.DIRECTORY.glob(f"holoray-{job}-*")]

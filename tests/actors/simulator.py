@@ -1,4 +1,5 @@
-"""A world without Ray for the brain: workers that take time, die, lie about nothing, and leave garbage behind.
+"""A world without Ray for the brain: workers that take time, die, hang and leave garbage behind, sources that fail and
+lie, nodes that come and go, and coordinators that are killed and followed by others.
 
 One seed is one schedule. Segments are modelled as {slot: fragments in it}; whatever is being written is `GARBAGE`
 until it is done, and a killed worker goes on writing garbage until somebody fences it.
@@ -6,23 +7,30 @@ until it is done, and a killed worker goes on writing garbage until somebody fen
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
+
+from invariants import GARBAGE, HOME, Invariants, Segment, slots_of
 
 from holoray.actors.messages import (
     Assign,
     Command,
     Event,
     GiveUp,
+    Holdings,
     Kind,
     NodeLost,
     Publish,
+    Pulse,
     Restart,
     Retire,
     Slot,
+    Survey,
     Taken,
     TaskDone,
     TaskFailed,
@@ -32,80 +40,46 @@ from holoray.actors.messages import (
 )
 from holoray.actors.roster import Policy
 from holoray.actors.state import Brain
-from holoray.errors import SourceError, WorkerLostError
-from holoray.fragment import NO_PREREQUISITE, FragmentEntry, TensorEntry
+from holoray.errors import IntegrityError, SourceError, WorkerLostError
+from holoray.fragment import FragmentEntry
 from holoray.manifest import Manifest
-from holoray.pipelines.ledger import QualityLedger
-from holoray.pipelines.plan import with_streaming_order
-from holoray.tensor import TensorSpec
 
-GARBAGE = frozenset({-1})
-HOME = "n0"
 PATIENT = Policy(max_attempts=200, max_restarts=200, patience_s=1e9, task_timeout_s=60.0, batch_bytes=1 << 12)
-
-Segment = dict[Slot, frozenset[int]]
+MAX_EVENTS = 20_000
 
 
 @dataclass(frozen=True)
 class Faults:
-    """How unkind a schedule is."""
+    """How unkind a schedule is: numbers of incidents in its first seconds, and shares of answers."""
 
     kills: int = 0
     node_losses: int = 0
+    joins: int = 0
+    coordinator_kills: int = 0
     failures: float = 0.0
+    lies: float = 0.0
     duplicates: float = 0.0
     hangs: float = 0.0
     start_failures: float = 0.0
 
 
-def make_manifest(seed: int) -> Manifest:
-    """Tensors of all three kinds, with random sizes and gains."""
-    rng = random.Random(seed)
-    tensors = tuple(_tensor(rng, t, ("raw", "planes", "spectral")[t % 3]) for t in range(rng.randint(1, 7)))
-    return Manifest(with_streaming_order(tensors), (), {}, {})
-
-
-def _tensor(rng: random.Random, number: int, codec: str) -> TensorEntry:
-    slots, layers = rng.randint(1, 5), 6 if codec == "planes" else 1
-    fragments = [
-        FragmentEntry(
-            index=layer * slots + slot,
-            layer=layer,
-            slot=slot,
-            requires=(layer - 1) * slots + slot if layer else NO_PREREQUISITE,
-            compression="none",
-            stored_bytes=rng.randint(1, 4000),
-            raw_bytes=1,
-            gain=rng.uniform(0.5, 1.0) * 4.0**-layer,
-            xxh3_64=0,
-            sha256=b"",
-        )
-        for layer in range(layers)
-        for slot in range(slots)
-    ]
-    config: dict[str, object] = {}
-    if codec == "planes":
-        config = {"threshold": 120, "top": 1, "tail_cut": -6}
-    if codec == "spectral":
-        own = {"fragments": slots, "seed": 0, "tile": 0, "exponent": 0, "shifts": ""}
-        config = own | {"essential": 1, "coefficients": "float32"}
-    essential_gain = rng.uniform(0.0, 2.0) if codec == "spectral" else 0.0
-    spec = TensorSpec(f"t{number}", "F32", (slots << 10,))
-    return TensorEntry(spec, codec, config, 0.0, codec == "raw", b"", tuple(fragments), essential_gain)
-
-
 @dataclass
 class SimWorker:
-    """An actor: runs what it is asked one after the other."""
+    """An actor: runs what it is asked one after the other, and obeys the latest coordinator it has heard of."""
 
     node: str
-    queue: list[Assign] = field(default_factory=list)
+    ingests: bool
+    queue: list[tuple[int, Assign]] = field(default_factory=list)
     busy: Assign | None = None
     alive: bool = True
+    stopped: float | None = None
+    """Since when it does not even answer its heartbeat."""
+    reign: int = 0
+    summons: list[int] = field(default_factory=list)
 
 
 class Simulation:
-    """Runs one schedule to its end, checking invariants after every event; `log` is what happened."""
+    """Runs one schedule to its end, checking the invariants after every event; `log` is what happened."""
 
     def __init__(
         self,
@@ -120,18 +94,27 @@ class Simulation:
         policy: Policy = PATIENT,
     ) -> None:
         self.rng = random.Random(seed)
-        self.manifest, self.faults, self.policy = manifest, faults, policy
-        self.brain = Brain(manifest, qualities, home=HOME, expected=workers, policy=policy)
+        self.manifest, self.qualities, self.faults, self.policy = manifest, qualities, faults, policy
+        self.expected = workers
         self.now = 0.0
+        self.reign = 0
+        self.enthroned = 0.0
+        """When the coordinator of now began."""
         self.log: list[str] = []
         self.published: list[Publish] = []
+        """What the consumer has in hand."""
         self.gave_up: Exception | None = None
         self.segments: dict[str, dict[int, Segment]] = {f"n{i}": {} for i in range(nodes)}
         self.sealed: dict[tuple[str, int], set[int]] = {}
         self.workers: dict[str, SimWorker] = {}
+        self.staff: dict[str, str] = {}
+        """Node of each worker that the driver has heard of, and not dismissed."""
+        self.fallen: dict[str, list[str]] = {}
         self.zombies: dict[str, Assign] = {}
         self.awaited: dict[str, dict[int, Assign]] = {}
-        self.receivers: set[str] = set()
+        self.brain = self._make_brain()
+        self.invariants = Invariants(self)
+        self.ingested_bytes = 0
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._ids = itertools.count()
         first = 0 if not receiver else 1
@@ -140,19 +123,29 @@ class Simulation:
         if receiver:
             self._start(HOME, ingests=False)
         self._at(1.0, self._tick)
-        for _ in range(faults.kills):
-            self._at(self.rng.uniform(0, 12), self._kill_somebody)
-        for _ in range(faults.node_losses):
-            self._at(self.rng.uniform(0, 12), self._lose_a_node)
+        incidents = (
+            (faults.kills, self._kill_somebody),
+            (faults.node_losses, self._lose_a_node),
+            (faults.joins, self._add_a_node),
+            (faults.coordinator_kills, self._kill_coordinator),
+        )
+        for number, incident in incidents:
+            for _ in range(number):
+                self._at(self.rng.uniform(0, 12), incident)
 
     def run(self) -> Simulation:
         """To the end; raises AssertionError where an invariant breaks or nothing happens any more."""
-        for _ in range(20_000):
-            if self.brain.done:
+        for _ in range(MAX_EVENTS):
+            if self.gave_up or (self.published and self.published[-1].final):
+                self.invariants.at_the_end()
                 return self
             self.now, _, act = heapq.heappop(self._agenda)
             act()
-        raise AssertionError("no progress")
+        raise AssertionError("progress: the schedule does not end")
+
+    def digest(self) -> str:
+        """Of everything that happened."""
+        return hashlib.sha256("\n".join(self.log).encode()).hexdigest()
 
     # -- the world ---------------------------------------------------------------------------------------
 
@@ -160,24 +153,29 @@ class Simulation:
         heapq.heappush(self._agenda, (self.now + delay, next(self._ids), act))
 
     def _tick(self) -> None:
+        for name, worker in list(self.workers.items()):
+            if worker.alive and worker.stopped is None and name in self.staff:
+                self._feed(Pulse(self.now, name))
+        self._feed(Taken(self.now, len(self.published)))
         self._feed(Tick(self.now))
         self._at(1.0, self._tick)
 
     def _start(self, node: str, ingests: bool = True) -> None:
         name = f"w{next(self._ids)}"
-        worker = SimWorker(node)
-        self.workers[name] = worker
+        worker = self.workers[name] = SimWorker(node, ingests)
         fails = self.rng.random() < self.faults.start_failures
 
-        def join() -> None:
+        def appear() -> None:
             if fails or not worker.alive or node not in self.segments:
                 worker.alive = False
                 self._feed(WorkerLost(self.now, name))
+                if self.reign < 0:  # the driver replaces by itself whom no coordinator can dismiss
+                    self._replace(name)
             else:
-                self._feed(WorkerJoined(self.now, name, node, ingests))
+                self.staff[name] = node
+                self._summon(name)
 
-        self.receivers.update([name] if not ingests else [])
-        self._at(self.rng.uniform(0.1, 3.0), join)
+        self._at(self.rng.uniform(0.1, 3.0), appear)
 
     def _kill_somebody(self) -> None:
         living = [name for name, worker in self.workers.items() if worker.alive]
@@ -214,60 +212,144 @@ class Simulation:
                 self.zombies.pop(name, None)
         del self.segments[node]
         self._at(self.rng.uniform(0, 6), lambda: self._feed(NodeLost(self.now, node)))
-        if self.rng.random() < 0.5:
-            self._at(self.rng.uniform(0, 6), self._add_a_node)
 
     def _add_a_node(self) -> None:
-        self.segments[f"n{next(self._ids)}"] = {}
+        node = f"n{next(self._ids)}"
+        self.log.append(f"{self.now:.3f} add {node}")
+        self.segments[node] = {}
+        for _ in range(self.rng.randint(1, 2)):
+            self._start(node)
+
+    # -- coordinators --------------------------------------------------------------------------------------
+
+    def _make_brain(self, **inheritance: Any) -> Brain:
+        return Brain(
+            self.manifest, self.qualities, home=HOME, expected=self.expected, policy=self.policy, **inheritance
+        )
+
+    def _kill_coordinator(self) -> None:
+        """What was under way goes on; nobody hears of it until the next coordinator asks."""
+        if self.reign < 0:
+            return
+        self.log.append(f"{self.now:.3f} kill the coordinator")
+        reign, self.reign = self.reign + 1, -1
+        self._at(self.rng.uniform(0.5, 4.0), lambda: self._enthrone(reign))
+
+    def _enthrone(self, reign: int) -> None:
+        self.reign, self.enthroned = reign, self.now
+        self.awaited.clear()
+        self.brain = self._make_brain(
+            taken=len(self.published),
+            muster=dict(self.staff),
+            fallen={node: list(names) for node, names in self.fallen.items()},
+        )
+        self.log.append(f"{self.now:.3f} coordinator {reign} after generation {len(self.published)}")
+        for name in list(self.staff):
+            self._summon(name)
+
+    def _summon(self, name: str) -> None:
+        """Ask a worker to obey the coordinator of this reign; a dead one is noticed by that."""
+        reign, worker = self.reign, self.workers[name]
+        if reign < 0:
+            return
+
+        def arrive() -> None:
+            if not worker.alive:
+                self._feed(WorkerLost(self.now, name))
+            else:
+                worker.summons.append(reign)
+                self._begin(name)
+
+        self._at(self.rng.expovariate(5.0), arrive)
+
+    def _obey_summons(self, name: str) -> None:
+        worker = self.workers[name]
+        reign = max(worker.summons, default=-1)
+        worker.summons.clear()
+        if reign > worker.reign or reign == self.reign:
+            worker.reign = max(worker.reign, reign)
+            joined = WorkerJoined(self.now, name, worker.node, worker.ingests)
+            self._at(self.rng.expovariate(10.0), lambda: self._feed(joined, reign))
 
     # -- what workers do -------------------------------------------------------------------------------
 
     def _begin(self, name: str) -> None:
         worker = self.workers[name]
-        if not worker.alive or worker.busy is not None or not worker.queue:
+        if not worker.alive or worker.busy is not None:
             return
-        task = worker.busy = worker.queue.pop(0)
+        self._obey_summons(name)
+        if not worker.queue:
+            return
+        reign, task = worker.queue.pop(0)
+        if reign < worker.reign:  # refused: a dead coordinator asked for it
+            self._begin(name)
+            return
+        worker.busy = task
         for dead in task.fence:
             self.zombies.pop(dead, None)
         self._write_garbage(worker.node, task)
-        hangs = self.rng.random() < self.faults.hangs
-        self._at(1e6 if hangs else self.rng.expovariate(4.0), lambda: self._end(name, task))
+        if self.rng.random() < self.faults.hangs:
+            worker.stopped = self.now if self.rng.random() < 0.5 else None  # then its heart beats on
+            return
+        self._at(self.rng.expovariate(4.0), lambda: self._end(name, task, reign))
 
     def _write_garbage(self, node: str, task: Assign) -> None:
+        if task.kind is Kind.SURVEY:
+            return
         segment = self.segments[node].setdefault(task.generation, {})
         for slot in slots_of(task):
             segment[slot] = GARBAGE
         self.sealed.setdefault((node, task.generation), set()).difference_update(task.tensors)
 
-    def _end(self, name: str, task: Assign) -> None:
+    def _end(self, name: str, task: Assign, reign: int) -> None:
         worker = self.workers[name]
         if not worker.alive:
             return
         worker.busy = None
-        error: Exception | None = None
-        if self.rng.random() < self.faults.failures:
-            error = SourceError("a read failed")
-        elif task.kind is Kind.TRANSFER and not self.workers[task.source].alive:
-            error = WorkerLostError("the other side died")
+        error = self._misfortune(task)
+        answer: Event
+        if error is not None:
+            answer = TaskFailed(self.now, name, task.epoch, error)
+        elif task.kind is Kind.SURVEY:
+            answer = TaskDone(self.now, name, task.epoch, self._survey(worker.node, task.generation))
         else:
             self._apply(worker.node, task)
-        answer: Event = (
-            TaskDone(self.now, name, task.epoch) if error is None else TaskFailed(self.now, name, task.epoch, error)
-        )
+            answer = TaskDone(self.now, name, task.epoch)
         delay = self.rng.expovariate(10.0)
-        self._at(delay, lambda: self._answer(answer))
+        self._at(delay, lambda: self._answer(answer, reign))
         if self.rng.random() < self.faults.duplicates:
-            self._at(delay + self.rng.uniform(0, 5), lambda: self._answer(answer))
+            self._at(delay + self.rng.uniform(0, 5), lambda: self._answer(answer, reign))
         self._begin(name)
+
+    def _misfortune(self, task: Assign) -> Exception | None:
+        fate = self.rng.random()
+        if fate < self.faults.failures:
+            return SourceError("a read failed")
+        if fate < self.faults.failures + self.faults.lies and task.kind in (Kind.INGEST, Kind.TRANSFER):
+            return IntegrityError("a source lied")
+        if task.kind is Kind.TRANSFER and not self.workers[task.source].alive:
+            return WorkerLostError("the other side died")
+        return None
+
+    def _survey(self, node: str, generation: int) -> Survey:
+        for old in [g for g in self.segments[node] if g < generation - 1]:
+            del self.segments[node][old]
+        return Survey(self._holdings(node, generation - 1), self._holdings(node, generation))
+
+    def _holdings(self, node: str, generation: int) -> Holdings:
+        segment = self.segments[node].get(generation, {})
+        whole = frozenset(slot for slot, content in segment.items() if content != GARBAGE)
+        return Holdings(whole, frozenset(self.sealed.get((node, generation), ())))
 
     def _apply(self, node: str, task: Assign) -> None:
         segment = self.segments[node][task.generation]
         last = self.segments[node].get(task.generation - 1, {})
         for unit in task.units:
+            self.ingested_bytes += unit.stored_bytes
             slot, layers = (unit.tensor, unit.slot), unit.fragments[0].layer
-            below = frozenset(f.index for f in self._chain(slot)[:layers])
+            below = frozenset(f.index for f in self.chain(slot)[:layers])
             if layers:
-                assert last.get(slot) == below, f"refined {last.get(slot)} with layer {layers}"
+                assert last.get(slot) == below, f"base: refined {last.get(slot)} with layer {layers}"
             segment[slot] = below | {f.index for f in unit.fragments}
         for slot in task.slots:
             if task.kind is Kind.CARRY:
@@ -276,96 +358,72 @@ class Simulation:
                 segment[slot] = self.segments[self.workers[task.source].node][task.generation][slot]
         self.sealed.setdefault((node, task.generation), set()).update(task.tensors)
 
-    def _chain(self, slot: Slot) -> list[FragmentEntry]:
+    def chain(self, slot: Slot) -> list[FragmentEntry]:
         fragments = self.manifest.tensors[slot[0]].fragments
         return sorted((f for f in fragments if f.slot == slot[1]), key=lambda f: f.layer)
 
     # -- between the world and the brain -------------------------------------------------------------------
 
-    def _answer(self, event: Event) -> None:
+    def _answer(self, event: Event, reign: int) -> None:
         assert isinstance(event, TaskDone | TaskFailed)
-        self.awaited.get(event.worker, {}).pop(event.epoch, None)
-        self._feed(event)
+        if reign == self.reign:
+            self.awaited.get(event.worker, {}).pop(event.epoch, None)
+        self._feed(event, reign)
 
-    def _feed(self, event: Event) -> None:
+    def _feed(self, event: Event, reign: int | None = None) -> None:
+        """The coordinator hears an event, if it is the one that is meant and lives."""
+        if self.reign < 0 or (reign is not None and reign != self.reign):
+            return
         if isinstance(event, WorkerLost):
-            self.awaited.pop(event.worker, None)
+            self._void(event.worker)
         if isinstance(event, NodeLost):
             for name, worker in self.workers.items():
                 if worker.node == event.node:
-                    self.awaited.pop(name, None)
+                    self._void(name)
         commands = self.brain.handle(event)
-        self.log.append(f"{self.now:.3f} {event} -> {commands}")
+        if commands or not isinstance(event, Pulse | Taken | Tick):
+            self.log.append(f"{self.now:.3f} {event} -> {commands}")
+        self.invariants.after(event, commands)
         for command in commands:
             self._obey(command)
-        self.check()
+        self.invariants.always()
+
+    def _void(self, name: str) -> None:
+        for task in self.awaited.pop(name, {}).values():
+            self.invariants.excuse(task)
 
     def _obey(self, command: Command) -> None:
         match command:
             case Assign(worker=name):
-                self._check_assignment(command)
+                self.invariants.of_assignment(command)
                 self.awaited.setdefault(name, {})[command.epoch] = command
-                self.workers[name].queue.append(command)
+                reign = self.reign
+                self.workers[name].queue.append((reign, command))
                 self._begin(name)
             case Publish():
-                self._check_publication(command)
-                self.published.append(command)
-                generation = command.generation
-                self._at(self.rng.uniform(0, 1), lambda: self._feed(Taken(self.now, generation)))
+                self.invariants.of_publication(command)
+                self._at(self.rng.uniform(0, 1), lambda: self._take(command))
             case Retire(worker=name, generation=generation):
                 self.segments.get(self.workers[name].node, {}).pop(generation, None)
             case Restart(worker=name):
-                self.awaited.pop(name, None)
-                self._kill(name)
-                old = self.workers[name]
-                receiver = name in self.receivers
-                stays = old.node == HOME or self.rng.random() < 0.7
-                node = old.node if stays else self.rng.choice(sorted(self.segments))
-                self._start(node if node in self.segments else HOME, ingests=not receiver)
+                self._void(name)
+                self._replace(name)
             case GiveUp(error=error):
                 self.gave_up = error
 
-    # -- invariants -------------------------------------------------------------------------------------------
+    def _take(self, publication: Publish) -> None:
+        """The consumer gets to know of a generation, and says so, some time later."""
+        if publication.generation == len(self.published) + 1:
+            self.published.append(publication)
+        generation = publication.generation
+        self._at(self.rng.uniform(0, 1), lambda: self._feed(Taken(self.now, generation)))
 
-    def check(self) -> None:
-        """What must hold after every event."""
-        for name, tasks in self.awaited.items():
-            assert len(tasks) <= self.policy.in_flight, f"{name} has {len(tasks)} tasks"
-        numbers = [p.generation for p in self.published]
-        assert numbers == list(range(1, len(numbers) + 1))
-        ratios = [p.quality.ratio for p in self.published]
-        assert ratios == sorted(ratios)
-
-    def _check_assignment(self, task: Assign) -> None:
-        assert task.generation == len(self.published) + 1
-        slots = set(slots_of(task))
-        for tasks in self.awaited.values():
-            for other in tasks.values():
-                node = self.workers[other.worker].node
-                if task.kind is Kind.INGEST or node == self.workers[task.worker].node:
-                    assert not slots & set(slots_of(other)), "one slot, two workers"
-        for name, node_state in self.brain._nodes.items():
-            if task.kind is Kind.INGEST or name == self.workers[task.worker].node:
-                assert not slots & node_state.have, "a slot done again"
-
-    def _check_publication(self, publication: Publish) -> None:
-        nodes = {self.workers[w].node for w in self.brain._workers} | {HOME}
-        ledger = QualityLedger(self.manifest.tensors)
-        home = self.segments[HOME].get(publication.generation, {})
-        for (tensor, _), content in home.items():
-            assert content != GARBAGE
-            for index in content:
-                ledger.add(tensor, index)
-        assert publication.quality.ratio <= ledger.quality.ratio + 1e-12
-        assert publication.quality.complete == ledger.quality.complete
-        for node in nodes & set(self.segments):
-            assert self.segments[node].get(publication.generation, {}) == home, f"{node} differs from {HOME}"
-            stateful = {t for t, _ in home if self.manifest.tensors[t].codec == "spectral"}
-            assert stateful <= self.sealed.get((node, publication.generation), set())
-        if publication.final:
-            assert publication.quality.complete or publication.quality.ratio > 0
-
-
-def slots_of(task: Assign) -> tuple[Slot, ...]:
-    """The slots that a task writes."""
-    return task.slots + tuple((u.tensor, u.slot) for u in task.units)
+    def _replace(self, name: str) -> None:
+        """What the driver does with a worker that is given up."""
+        self.staff.pop(name, None)
+        self._kill(name)
+        old = self.workers[name]
+        self.fallen.setdefault(old.node, []).append(name)
+        stays = old.node == HOME or self.rng.random() < 0.7
+        node = old.node if stays else self.rng.choice(sorted(self.segments))
+        self._start(node if node in self.segments else HOME, ingests=old.ingests)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from manifests import make_manifest
 
 import holoray
-from holoray.actors import shared_memory
 from holoray.actors.goals import Goal, goals, needs_sealing
-from holoray.actors.messages import Slot
+from holoray.actors.locks import DIRECTORY, Names, new_job, remove_job
+from holoray.actors.marks import Marks
+from holoray.actors.messages import Holdings, Slot
 from holoray.actors.segment import ALIGNMENT, Layout, NodeMemory, attach_weights, weights_layout
-from holoray.actors.shared_memory import Names, attach, create_or_attach, hold_lock, is_held, new_job, remove_job, sweep
-from holoray.errors import CapacityError, SourceError, WorkerLostError
+from holoray.actors.shared_memory import attach, create_or_attach
+from holoray.errors import CapacityError, SourceError
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.plan import Unit
 from holoray.pipelines.sealed_store import SealedStore
@@ -46,7 +48,8 @@ def ingest(sealed: SealedStore, memory: NodeMemory, generation: int, work: tuple
     memory.make(generation)
     for unit in work:
         memory.prepare(unit)
-    FragmentPipeline(sealed.store, sealed.manifest, threads=1, finalize=False).run(work, InPlace(memory))
+    pipeline = FragmentPipeline(sealed.store, sealed.manifest, threads=1, finalize=False)
+    pipeline.run(work, InPlace(memory), lambda unit: memory.hold((unit.tensor, unit.slot)))
 
 
 def unchanged(goal: Goal) -> list[Slot]:
@@ -92,6 +95,7 @@ def test_what_is_gone_or_of_another_size_is_refused(names: Names) -> None:
         attach(names.segment(1), 11)
 
 
+@pytest.mark.fault("changing-file")
 def test_a_link_in_the_place_of_a_segment_is_not_followed(names: Names, tmp_path: Path) -> None:
     (tmp_path / "victim").write_bytes(b"x" * 10)
     names.segment(1).symlink_to(tmp_path / "victim")
@@ -109,14 +113,16 @@ def file_size_limit(nbytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.fault("no-shared-memory")
 def test_no_room_is_a_capacity_error(names: Names) -> None:
     with file_size_limit(1 << 16), pytest.raises(CapacityError, match="bytes are free") as caught:
         create_or_attach(names.segment(1), 1 << 20)
     assert "shm-size" in caught.value.hint
-    assert not [p for p in shared_memory.DIRECTORY.glob(f"holoray-{names.job}-*") if not p.name.endswith(".lock")]
+    assert not [p for p in DIRECTORY.glob(f"holoray-{names.job}-*") if not p.name.endswith(".lock")]
     assert create_or_attach(names.segment(1), 1 << 20).size == 1 << 20  # with room again
 
 
+@pytest.mark.fault("no-shared-memory")
 def test_more_than_the_file_system_holds_is_a_capacity_error(names: Names) -> None:
     with pytest.raises(CapacityError):
         create_or_attach(names.segment(1), 1 << 50)
@@ -127,48 +133,6 @@ def test_a_half_made_segment_of_a_dead_process_is_made_again(names: Names) -> No
     partial.write_bytes(b"garbage")
     assert not create_or_attach(names.segment(1), 100).any()
     assert not partial.exists()
-
-
-def hold_in_child(path: Path) -> subprocess.Popen[str]:
-    code = "import sys, time; from holoray.actors.shared_memory import *; hold_lock(Path(sys.argv[1])); "
-    code += "print('held', flush=True); time.sleep(60)"
-    child = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "held\n"
-    return child
-
-
-def test_the_lock_of_a_process_tells_whether_it_lives(names: Names) -> None:
-    path = names.lock("w0")
-    assert not is_held(path)
-    child = hold_in_child(path)
-    try:
-        assert is_held(path)
-        with pytest.raises(WorkerLostError):
-            shared_memory.await_gone(path, timeout_s=0.05)
-    finally:
-        child.kill()
-        shared_memory.await_gone(path)
-        child.communicate()
-    assert not is_held(path)
-
-
-def test_sweep_removes_dead_jobs_and_only_those() -> None:
-    dead, alive = Names(new_job(), "n"), Names(new_job(), "n")
-    for job in (dead, alive):
-        create_or_attach(job.segment(1), 10)
-    lock = hold_lock(alive.lock("driver"))
-    os.close(hold_lock(dead.lock("driver")))
-    try:
-        swept = sweep()
-        assert dead.job in swept
-        assert alive.job not in swept
-        assert alive.segment(1).exists()
-        assert not dead.segment(1).exists()
-    finally:
-        os.close(lock)
-        remove_job(alive.job)
-    assert not list(shared_memory.DIRECTORY.glob(f"holoray-{alive.job}-*"))
 
 
 def test_refining_generation_after_generation(names: Names, sealed: SealedStore, checkpoint: dict[str, Array]) -> None:
@@ -187,6 +151,7 @@ def test_refining_generation_after_generation(names: Names, sealed: SealedStore,
     assert not found["large"].flags.writeable
 
 
+@pytest.mark.fault("duplicated")
 def test_a_slot_done_again_is_overwritten_wholly(names: Names, sealed: SealedStore) -> None:
     first, last = goals(sealed.manifest, (0.9, 1.0))
     ingest(sealed, NodeMemory(sealed.manifest, names), 1, first.new)
@@ -216,3 +181,60 @@ def test_slots_travel_between_nodes(names: Names, sealed: SealedStore) -> None:
         here.write(slots, there.read(slots)[:-1])
     with pytest.raises(SourceError):
         here.write(slots[:-1], there.read(slots))
+
+
+def test_a_survey_finds_what_others_left_and_nothing_half_done(names: Names, sealed: SealedStore) -> None:
+    first, last = goals(sealed.manifest, (0.9, 1.0))
+    writer, wanted = NodeMemory(sealed.manifest, names), {(u.tensor, u.slot) for u in first.new}
+    ingest(sealed, writer, 1, first.new)
+    other = NodeMemory(sealed.manifest, names)
+    assert other.survey(1).making.slots == wanted
+    stateful = {i for i, codec in enumerate(sealed.manifest.codecs) if needs_sealing(codec)}
+    assert not other.survey(1).making.sealed & stateful
+    seal(sealed, writer)
+    assert other.survey(1).making.sealed >= stateful
+    writer.make(2)
+    kept = unchanged(last)
+    writer.carry(kept[0])
+    half = last.new[0]
+    writer.prepare(half)  # and dies here
+    found = other.survey(2)
+    assert found.last.slots == wanted
+    assert found.making.slots == {kept[0]}
+    ingest(sealed, writer, 2, (half,))
+    writer.prepare(half)
+    assert other.survey(2).making.slots == {kept[0]}, "the mark goes before the slot is written"
+    assert not other.survey(3).making.slots
+    assert sorted(names.segments) == [2]
+
+
+def test_sealing_is_void_when_a_slot_is_written_again(names: Names, sealed: SealedStore) -> None:
+    (goal,) = goals(sealed.manifest, (1.0,))
+    memory = NodeMemory(sealed.manifest, names)
+    ingest(sealed, memory, 1, goal.new)
+    seal(sealed, memory)
+    unit = next(u for u in goal.new if needs_sealing(sealed.manifest.codecs[u.tensor]))
+    memory.prepare(unit)
+    assert unit.tensor not in memory.survey(1).making.sealed
+
+
+@given(st.integers(0, 19), st.lists(st.tuples(st.sampled_from(["hold", "forget", "seal"]), st.integers(0, 99))))
+def test_marks_are_sets(seed: int, acts: list[tuple[str, int]]) -> None:
+    manifest = make_manifest(seed)
+    every = [(t, s) for t, entry in enumerate(manifest.tensors) for s in {f.slot for f in entry.fragments}]
+    memory = np.zeros(Marks.nbytes(manifest), np.uint8)
+    slots: set[Slot] = set()
+    sealed: set[int] = set()
+    for act, place in acts:
+        slot = every[place % len(every)]
+        if act == "hold":
+            slots.add(slot)
+            Marks(manifest, memory).hold(slot)
+        elif act == "forget":
+            slots.discard(slot)
+            sealed.discard(slot[0])
+            Marks(manifest, memory).forget(slot)
+        else:
+            sealed.add(slot[0])
+            Marks(manifest, memory).seal(slot[0])
+    assert Marks(manifest, memory).holdings() == Holdings(frozenset(slots), frozenset(sealed))

@@ -1,11 +1,9 @@
-"""Warm-ups on a real local Ray: workers and the coordinator are killed, and the weights come out the same."""
+"""Warm-ups on a real local Ray: what they give, what they refuse, and what they leave behind."""
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -21,7 +19,6 @@ from warming import QUALITIES, SLOW_S, SlowStore, assert_exact, is_alive, until
 import holoray
 from holoray.actors import remote
 from holoray.actors.coordinator import Generation
-from holoray.actors.roster import Policy
 from holoray.actors.warm_model import WarmModel, warm_up
 from holoray.errors import (
     CapacityError,
@@ -50,6 +47,7 @@ def local_ray() -> Iterator[None]:
 # -- on a private Ray of its own -------------------------------------------------------------------------
 
 
+@pytest.mark.fault("orphans")
 def test_a_private_ray_leaves_nothing(
     store: Path, sealed: SealedStore, checkpoint: dict[str, Array], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,7 +59,7 @@ def test_a_private_ray_leaves_nothing(
         metrics_port=0,
         on_generation=lambda m, g: seen.append((g, m.state_dict())),
     ) as model:
-        model.wait(timeout_s=60)
+        model.wait(timeout_s=120)
         assert_exact(model, sealed, checkpoint)
         model.save(tmp_path / "out.safetensors")
         assert model.metrics_url is not None
@@ -100,24 +98,25 @@ def true_quality(found: dict[str, Array], checkpoint: dict[str, Array]) -> float
 
 def test_two_warm_ups_share_a_private_ray(store: Path) -> None:
     first = warm_up(store, workers=1)
-    first.wait(timeout_s=60)
+    first.wait(timeout_s=120)
     with warm_up(SlowStore(store, SLOW_S), workers=2) as second:
         until(lambda: len(second.crew()) == 2)
         assert second._session.private_dir == first._session.private_dir
         crew = first.crew()
         first.close()
         assert not any(is_alive(w["pid"]) for w in crew)
-        second.wait(timeout_s=60)
+        second.wait(timeout_s=120)
     assert not ray.is_initialized()
     assert not Path(second._session.private_dir).exists()
 
 
+@pytest.mark.fault("no-workers")
 def test_ray_may_be_shut_down_under_a_warm_up(store: Path) -> None:
     with warm_up(SlowStore(store, 5 * SLOW_S), workers=1) as model:
         until(model.crew)
         ray.shutdown()
         with pytest.raises(WorkerLostError, match="shut down"):
-            model.wait(timeout_s=60)
+            model.wait(timeout_s=120)
         assert model.crew() == []
         assert model.metrics_url is None
     assert not ray.is_initialized()
@@ -138,49 +137,9 @@ def test_no_cluster_at_the_address(address: str, store: Path) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("when", [0.0, 0.3, 0.6])
-def test_a_killed_worker_changes_nothing(
-    when: float, store: Path, sealed: SealedStore, checkpoint: dict[str, Array]
-) -> None:
-    with warm_up(SlowStore(store, SLOW_S), workers=2, qualities=QUALITIES) as model:
-        victim = until(lambda: len(model.crew()) == 2 and model.crew())[0]
-        time.sleep(when)
-        assert model.quality < 1.0, "killed too late to matter"
-        os.kill(victim["pid"], signal.SIGKILL)
-        model.wait(timeout_s=60)
-        assert_exact(model, sealed, checkpoint)
-        assert [g["generation"] for g in model.generations] == [1, 2, 3]
-        crew = until(lambda: len(model.crew()) == 2 and model.crew())
-        assert victim["worker"] not in {w["worker"] for w in crew}
-    assert ray.is_initialized()
-    until(lambda: not any(is_alive(w["pid"]) for w in crew))
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_a_hung_worker_is_replaced(store: Path, sealed: SealedStore, checkpoint: dict[str, Array]) -> None:
-    policy = Policy(task_timeout_s=3.0)
-    with warm_up(SlowStore(store, SLOW_S), workers=2, qualities=QUALITIES, policy=policy) as model:
-        victim = until(lambda: len(model.crew()) == 2 and model.crew())[0]
-        os.kill(victim["pid"], signal.SIGSTOP)
-        model.wait(timeout_s=60)
-        assert_exact(model, sealed, checkpoint)
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_a_killed_coordinator_changes_nothing(store: Path, sealed: SealedStore, checkpoint: dict[str, Array]) -> None:
-    with warm_up(SlowStore(store, SLOW_S), workers=2, qualities=QUALITIES) as model:
-        model.wait(0.9, timeout_s=60)
-        ray.kill(model._coordinator)
-        model.wait(timeout_s=60)
-        assert_exact(model, sealed, checkpoint)
-        numbers = [g["generation"] for g in model.generations]
-        assert numbers == sorted(set(numbers))
-
-
-@pytest.mark.usefixtures("local_ray")
 def test_what_is_handed_out_stays_valid(store: Path) -> None:
     with warm_up(store, workers=1, qualities=(0.9, 1.0)) as model:
-        model.wait(timeout_s=60)
+        model.wait(timeout_s=120)
         found = model.state_dict()
         before = {name: array.tobytes() for name, array in found.items()}
     assert all(array.tobytes() == before[name] for name, array in found.items())
@@ -190,13 +149,14 @@ def test_what_is_handed_out_stays_valid(store: Path) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_a_target_below_everything_ends_there(store: Path, sealed: SealedStore) -> None:
     with warm_up(store, workers=2, qualities=(0.9,)) as model:
-        assert model.wait(0.9, timeout_s=60).quality >= 0.9
+        assert model.wait(0.9, timeout_s=120).quality >= 0.9
         with pytest.raises(QualityError):
             model.wait(1.0, timeout_s=60)
         expected = sealed.load(quality=0.9)
         assert all(model.state_dict()[name].tobytes() == array.tobytes() for name, array in expected.items())
 
 
+@pytest.mark.fault("flipped")
 @pytest.mark.usefixtures("local_ray")
 def test_a_bad_fragment_ends_with_its_own_error(store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "bad")
@@ -206,12 +166,13 @@ def test_a_bad_fragment_ends_with_its_own_error(store: Path, tmp_path: Path) -> 
     largest.write_bytes(data)
     with warm_up(tmp_path / "bad", workers=2) as model:
         with pytest.raises(IntegrityError) as caught:
-            model.wait(timeout_s=60)
+            model.wait(timeout_s=120)
         assert caught.value.tensor is not None
         with pytest.raises(IntegrityError):
             model.state_dict()
 
 
+@pytest.mark.fault("no-shared-memory")
 @pytest.mark.usefixtures("local_ray")
 def test_no_room_in_shared_memory(store: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -219,7 +180,7 @@ def test_no_room_in_shared_memory(store: Path) -> None:
         (worker,) = until(model.crew)
         resource.prlimit(worker["pid"], resource.RLIMIT_FSIZE, (1 << 16, before[1]))
         with pytest.raises(CapacityError, match="bytes are free"):
-            model.wait(timeout_s=60)
+            model.wait(timeout_s=120)
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -243,8 +204,34 @@ def test_what_is_refused_before_anything_starts(store: Path, tmp_path: Path) -> 
 @pytest.mark.usefixtures("local_ray")
 def test_workers_fetch_over_http(store: Path, sealed: SealedStore, checkpoint: dict[str, Array]) -> None:
     with served(store) as server, warm_up(server.url, workers=2, qualities=QUALITIES) as model:
+        model.wait(timeout_s=120)
+        assert_exact(model, sealed, checkpoint)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_workers_fetch_from_a_server(
+    store: Path, sealed: SealedStore, checkpoint: dict[str, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token is in the environment of the driver, and nowhere else."""
+    monkeypatch.setenv("HOLORAY_TOKEN", "t0ken")
+    with holoray.serve(store, token="t0ken") as server, warm_up(server.uri, workers=2, qualities=QUALITIES) as model:
         model.wait(timeout_s=60)
         assert_exact(model, sealed, checkpoint)
+        assert server.metrics.value("holoray_served_calls_total", outcome="refused") == 0
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_workers_do_without_a_lost_share(checkpoint: dict[str, Array], tmp_path: Path) -> None:
+    part = {name: checkpoint[name] for name in ("large", "float16", "scalar")}
+    holoray.encode(part, tmp_path / "s", shares=holoray.Shares.usable(4, 2, 3))
+    sealed = holoray.open(tmp_path / "s")
+    shutil.rmtree(tmp_path / "s" / "share-1")
+    with warm_up(tmp_path / "s", workers=2, qualities=QUALITIES) as model:
+        model.wait(timeout_s=60)
+        assert_exact(model, sealed, part)
+    shutil.rmtree(tmp_path / "s" / "share-2")
+    with pytest.raises(QualityError, match="2 of the 3 shares"):
+        warm_up(tmp_path / "s", workers=2, qualities=QUALITIES)
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -257,7 +244,7 @@ def test_a_failing_callback_is_not_lost(last: bool, store: Path) -> None:
 
     with warm_up(store, workers=1, qualities=(0.9, 1.0), on_generation=fail) as model:
         with pytest.raises(HolorayError, match="ZeroDivisionError") as caught:
-            model.wait(timeout_s=60)
+            model.wait(timeout_s=120)
         assert __file__ in caught.value.hint
         assert model.generation == 1 + last
 
@@ -270,7 +257,7 @@ def test_errors_of_the_callback_keep_their_type_and_system_exit_is_one(store: Pa
             raise error
 
         with warm_up(store, workers=1, on_generation=fail) as model, pytest.raises(kind):
-            model.wait(timeout_s=60)
+            model.wait(timeout_s=120)
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -286,9 +273,9 @@ def test_waiting_covers_the_callback_but_not_from_inside(store: Path) -> None:
         seen.append(generation.generation)
 
     with warm_up(store, workers=1, qualities=(0.9, 1.0), on_generation=slow) as model:
-        model.wait(0.9, timeout_s=60)
+        model.wait(0.9, timeout_s=120)
         assert seen
-        model.wait(timeout_s=60)
+        model.wait(timeout_s=120)
         assert seen == [1, 2]
 
 
@@ -307,7 +294,7 @@ def test_a_taken_metrics_port_is_told_by_its_own_error(store: Path) -> None:
         port = taken.getsockname()[1]
         with warm_up(store, workers=1, metrics_port=port) as model:
             with pytest.raises(UsageError, match=str(port)) as caught:
-                model.wait(timeout_s=60)
+                model.wait(timeout_s=120)
             assert caught.value.hint
             assert model.metrics_url is None
 
@@ -315,6 +302,6 @@ def test_a_taken_metrics_port_is_told_by_its_own_error(store: Path) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_a_closed_model_answers(store: Path) -> None:
     with warm_up(store, workers=1, metrics_port=0) as model:
-        model.wait(timeout_s=60)
+        model.wait(timeout_s=120)
     assert model.crew() == []
     assert model.metrics_url is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import ray
 from ray import cloudpickle
 
 from holoray.actors.warm_model import WarmModel
@@ -42,6 +44,27 @@ class SlowStore(LocalStore):
         return super().read_into(name, offset, out)
 
 
+class MeteredStore(SlowStore):
+    """Writes down in a file what every process asks of it, before it is read."""
+
+    def __init__(self, path: str | os.PathLike[str], delay_s: float, log: Path) -> None:
+        super().__init__(path, delay_s)
+        self.log = log
+
+    def __getstate__(self) -> dict[str, object]:
+        return super().__getstate__() | {"log": self.log}
+
+    def read_into(self, name: str, offset: int, out: memoryview) -> int:
+        with self.log.open("a") as file:  # one short write at the end of a file is atomic
+            file.write(f"{name} {offset} {len(out)}\n")
+        return super().read_into(name, offset, out)
+
+    def bytes_asked(self, of: str = "") -> int:
+        """Bytes of everything (whose name begins like this) that was read by anybody so far."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return sum(int(line.split()[2]) for line in lines if line.startswith(of))
+
+
 def assert_exact(model: WarmModel, sealed: SealedStore, checkpoint: dict[str, Array]) -> None:
     """The last generation is a fault-free load bit for bit, and the checkpoint itself where the codec is exact."""
     found, expected = model.state_dict(), sealed.load()
@@ -56,12 +79,18 @@ def assert_exact(model: WarmModel, sealed: SealedStore, checkpoint: dict[str, Ar
     assert model.generations[-1]["complete"]
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 120.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
     return found
+
+
+def kill_coordinator(model: WarmModel) -> None:
+    """SIGKILL for the process of the coordinator of now."""
+    pid = ray.get(model._crew.coordinator.__ray_call__.remote(lambda _: os.getpid()), timeout=60)
+    os.kill(pid, signal.SIGKILL)
 
 
 def is_alive(pid: int) -> bool:

@@ -146,6 +146,7 @@ def test_what_goes_wrong(args: list[str], code: int, hint: str, store: Path, che
         assert error["hint"]
 
 
+@pytest.mark.fault("flipped")
 def test_a_damaged_store_is_named_and_exits_3(store: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -167,6 +168,7 @@ def test_a_damaged_store_is_named_and_exits_3(store: Path, tmp_path: Path) -> No
     assert not (tmp_path / "x.safetensors").exists()
 
 
+@pytest.mark.fault("flipped")
 @pytest.mark.parametrize("file", ["ROOT", "manifest.arrow"])
 def test_verify_says_so_when_the_root_or_the_manifest_is_damaged(file: str, store: Path, tmp_path: Path) -> None:
     import shutil
@@ -217,6 +219,7 @@ def test_on_a_terminal_there_are_tables(store: Path) -> None:
     assert "quality by bytes read" in text
 
 
+@pytest.mark.fault("killed-encode")
 def test_interrupting_an_encode_is_130_and_resumable(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     save_checkpoint(tmp_path / "in.safetensors", {str(i): rng.standard_normal((2000, 2000)) for i in range(12)})
@@ -252,6 +255,7 @@ def test_unexpected_errors_are_one_line_unless_asked(store: Path, tmp_path: Path
         assert expected in done.stderr
 
 
+@pytest.mark.fault("hostile-name")
 @pytest.mark.parametrize("name", ["a\x1b[31mred", "a\nb", "\u202egnp.exe", "a\0b", "\ud800", "\x9b2J"])
 def test_hostile_names_do_not_reach_the_terminal(name: str) -> None:
     for text in (printable(name), short(name)):
@@ -271,7 +275,9 @@ def test_help_is_quick_and_version_is_plain() -> None:
 
 @pytest.mark.ray
 def test_warmup(store: Path, tmp_path: Path, model: dict[str, Array]) -> None:
-    values = as_json("warmup", store, "--workers", 2, "--quality", 0.9, "--quality", 1, "--out", tmp_path / "out")
+    values = as_json(
+        "warmup", store, "--workers", 2, "--quality", 0.9, "--quality", 1, "--out", tmp_path / "out", "--patience", 90
+    )
     assert set(values) == {
         "root", "tensors", "fragments", "bytes_read", "quality", "relative_error", "snr_db", "seconds", "generations"
     }  # fmt: skip
@@ -293,6 +299,7 @@ def test_warmup_errors(store: Path, tmp_path: Path) -> None:
         (["warmup", tmp_path / "no"], 6),
         (["warmup", store, "--quality", "2"], 2),
         (["warmup", store, "--workers", "0"], 2),
+        (["warmup", store, "--patience", "-1"], 2),
         (["warmup", store, "--expect", "sha256:" + "0" * 64], 3),
     ):
         done = run(*args)

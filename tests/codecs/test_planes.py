@@ -136,6 +136,7 @@ def test_fragments_without_their_prerequisites_do_not_count() -> None:
     assert not case.codec.decode(case.spec, {}).view(np.uint16).any()
 
 
+@pytest.mark.fault("not-finite")
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_bits_under_any_configuration(data: st.DataObject) -> None:
@@ -165,6 +166,7 @@ def test_any_bits_under_any_configuration(data: st.DataObject) -> None:
     assert np.array_equal(expected, case.bits)
 
 
+@pytest.mark.fault("malformed")
 def test_malformed_bodies_are_refused() -> None:
     case = Case("BF16", with_outliers("BF16", 5000))
     layout = case.codec.layout(case.spec, 0, 0)
@@ -183,6 +185,7 @@ def test_malformed_bodies_are_refused() -> None:
             decode(body[:4] + struct.pack("<I", raw) + body[8:])
 
 
+@pytest.mark.fault("malformed")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_mutated_bodies_are_refused_or_read_but_never_crash(dtype: str) -> None:
     """The oracle and the kernels refuse the same bodies."""

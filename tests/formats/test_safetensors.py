@@ -93,6 +93,7 @@ LIES: dict[str, tuple[Any, bytes]] = {
 }
 
 
+@pytest.mark.fault("absurd-layout")
 @pytest.mark.parametrize("lie", LIES)
 def test_lies_are_format_errors(lie: str, tmp_path: Path) -> None:
     header, data = LIES[lie]
@@ -101,6 +102,7 @@ def test_lies_are_format_errors(lie: str, tmp_path: Path) -> None:
         SafetensorsFile(path)
 
 
+@pytest.mark.fault("absurd-layout")
 def test_absurd_header_lengths(tmp_path: Path) -> None:
     path = tmp_path / "x"
     for length, error in [(1 << 63, LimitError), (100_000_001, LimitError), (1000, TruncatedError)]:
@@ -116,6 +118,7 @@ def test_absurd_header_lengths(tmp_path: Path) -> None:
         SafetensorsFile(tmp_path)
 
 
+@pytest.mark.fault("truncated")
 def test_every_truncation_is_refused(tmp_path: Path) -> None:
     save_file({"a": np.arange(5, dtype=np.float32), "b": np.zeros((2, 2), np.int8)}, tmp_path / "x")
     whole = (tmp_path / "x").read_bytes()
@@ -125,6 +128,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
             SafetensorsFile(tmp_path / "cut")
 
 
+@pytest.mark.fault("disk-full")
 def test_an_unfinished_write_leaves_the_old_file(tmp_path: Path) -> None:
     spec = TensorSpec("a", "F32", (4,))
     (tmp_path / "x").write_bytes(b"old")
@@ -136,6 +140,7 @@ def test_an_unfinished_write_leaves_the_old_file(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.fault("disk-full")
 def test_a_full_disk_is_a_capacity_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_room(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -52,6 +52,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
     return result
 
 
+@pytest.mark.fault("bomb")
 @pytest.mark.parametrize("name", EXPECTED)
 def test_bomb(measured: dict[str, Row], name: str) -> None:
     found = measured[name]
@@ -76,6 +77,7 @@ def test_the_scale_shows_what_was_touched(large: Path) -> None:
     assert float(_python("-c", code)) > MAX_GROWTH_MIB
 
 
+@pytest.mark.fault("no-memory")
 def test_memory_that_is_not_there_is_a_capacity_error(large: Path) -> None:
     """An honest tensor larger than the address space: no bare MemoryError."""
     code = (
@@ -90,6 +92,7 @@ def test_memory_that_is_not_there_is_a_capacity_error(large: Path) -> None:
     assert _python("-c", code, str(large)) == "capacity w\n"
 
 
+@pytest.mark.fault("bomb")
 @pytest.mark.parametrize("compression", ["zstd", "lz4", "none"])
 def test_decompress_never_gives_another_size(compression: str) -> None:
     for data in (b"", b"\0", bytes(100), b"\x28\xb5\x2f\xfd" + bytes(20), b"\x04\x22\x4d\x18" + bytes(20)):

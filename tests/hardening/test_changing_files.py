@@ -87,6 +87,7 @@ def remove(path: Path) -> None:
 DAMAGED, UNTOUCHED = "IntegrityError w True", "same"
 
 
+@pytest.mark.fault("changing-file")
 @pytest.mark.parametrize(
     ("change", "outcome"),
     [
@@ -115,6 +116,7 @@ def test_a_file_that_changes_during_a_load(store: Path, change: Callable[[Path],
     assert answer == f"{outcome}\n"
 
 
+@pytest.mark.fault("changing-file")
 @pytest.mark.parametrize("change", [truncate, empty, remove])
 def test_a_file_that_changes_between_open_and_load(store: Path, change: Callable[[Path], None]) -> None:
     sealed = holoray.open(store)
@@ -124,6 +126,7 @@ def test_a_file_that_changes_between_open_and_load(store: Path, change: Callable
     assert sealed.verify()[0].file == FRAGMENTS
 
 
+@pytest.mark.fault("changing-file", "replayed")
 def test_a_store_replaced_between_open_and_load_is_not_mixed(store: Path) -> None:
     """The old manifest with new fragments: refused; opened again, the new store is there."""
     sealed = holoray.open(store)
@@ -150,6 +153,7 @@ def test_links_to_whole_files_and_directories_are_followed(small: Path, tmp_path
     assert load(LocalStore(tmp_path / "link")) == pristine()
 
 
+@pytest.mark.fault("changing-file")
 @pytest.mark.parametrize("target", ["nowhere", "itself", "/dev/zero", "/dev/null", "/proc/self/mem", "/", "fifo"])
 @pytest.mark.parametrize("name", [ROOT, MANIFEST, FRAGMENTS])
 def test_links_to_anything_else_are_refused(small: Path, name: str, target: str) -> None:
@@ -173,6 +177,7 @@ def test_a_directory_that_cannot_be_listed_is_a_source_error(small: Path, monkey
         holoray.open(small)
 
 
+@pytest.mark.fault("changing-file")
 def test_writing_replaces_links_and_leaves_their_targets(small: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")

@@ -65,6 +65,7 @@ def test_the_undamaged_store_is_whole() -> None:
     assert SealedStore(store_of(blobs())).verify() == []
 
 
+@pytest.mark.fault("flipped")
 def test_every_bit_of_root_and_manifest_is_sealed() -> None:
     for name in (ROOT, MANIFEST):
         data = blobs()[name]
@@ -72,6 +73,7 @@ def test_every_bit_of_root_and_manifest_is_sealed() -> None:
         assert harmless == [], name
 
 
+@pytest.mark.fault("truncated")
 def test_every_truncation_of_root_and_manifest_is_an_error() -> None:
     for name in (ROOT, MANIFEST):
         data = blobs()[name]
@@ -79,6 +81,7 @@ def test_every_truncation_of_root_and_manifest_is_an_error() -> None:
         assert harmless == [], name
 
 
+@pytest.mark.fault("truncated")
 def test_every_truncation_of_every_fragment_file_is_an_error() -> None:
     files = blobs()
     sealed = SealedStore(store_of(files))
@@ -91,6 +94,7 @@ def test_every_truncation_of_every_fragment_file_is_an_error() -> None:
         store.blobs[name] = files[name]
 
 
+@pytest.mark.fault("truncated")
 def test_verify_names_every_truncated_file() -> None:
     files = blobs()
     sealed = SealedStore(store_of(files))
@@ -102,16 +106,19 @@ def test_verify_names_every_truncated_file() -> None:
         store.blobs[name] = files[name]
 
 
+@pytest.mark.fault("flipped")
 def test_verify_names_the_file_of_flipped_bits() -> None:
     assert undetected(VERIFY_STEP) == []
 
 
+@pytest.mark.fault("flipped")
 def test_flipped_bits_of_fragment_files_never_change_a_weight() -> None:
     """Bits between the payloads are not read by a load, so some flips are harmless; none is silent."""
     fates = {fate(damaged(name, flip(blobs()[name], bit))) for name, bit in flips_of_fragments(LOAD_STEP)}
     assert fates == {"error", "unchanged"}
 
 
+@pytest.mark.fault("missing")
 def test_files_that_are_missing_empty_or_longer() -> None:
     for name in blobs():
         missing = blobs()
@@ -126,6 +133,7 @@ def test_files_that_are_missing_empty_or_longer() -> None:
         assert {bad.file for bad in SealedStore(store_of(longer)).verify()} == {name}
 
 
+@pytest.mark.fault("replayed")
 def test_files_of_another_store_are_refused() -> None:
     """The same checkpoint encoded with another seed: every file is whole, but not of this store."""
     other = holoray.MemoryStore()
@@ -135,11 +143,13 @@ def test_files_of_another_store_are_refused() -> None:
             assert fate(damaged(name, data)) == "error", name
 
 
+@pytest.mark.fault("flipped")
 @pytest.mark.slow
 def test_verify_sees_every_single_bit() -> None:
     assert undetected(1) == []
 
 
+@pytest.mark.fault("flipped")
 @pytest.mark.slow
 def test_no_single_bit_changes_a_weight_silently() -> None:
     files = blobs()

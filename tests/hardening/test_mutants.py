@@ -1,7 +1,6 @@
 """Ten thousand random mutants: each ends in a typed error or a well-formed result, none crashes, hangs or lies.
 
-Two worker processes loop over seeds; one that dies (signal, alarm, exception) names its seed and is started again
-behind it. `mutants.py SEED` replays.
+`make soak` tries a million; `mutants.py SEED` replays one.
 """
 
 from __future__ import annotations
@@ -9,71 +8,47 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
 from pathlib import Path
 
 import mutants
 import pytest
+from mutant_farm import SCRIPT, harvest
 from small_store import blobs, pristine, store_of
 
 import holoray
 
-SCRIPT = Path(mutants.__file__)
 MUTANTS = 10_000
-MANY_MUTANTS = 200_000
-WORKERS = 2
-MAX_FAILURES = 5
+A_MILLION = 1_000_000
+WORKERS = len(os.sched_getaffinity(0))
 
 
-def _run_worker(start: int, end: int, report: Path) -> tuple[list[str], list[str]]:
-    """Outcomes (as `COUNT NAME` lines) and failures of a stretch of seeds, however often its process dies."""
-    outcomes: list[str] = []
-    failures: list[str] = []
-    while start < end and len(failures) < MAX_FAILURES:
-        command = [sys.executable, str(SCRIPT), "--range", str(start), str(end), "--report", str(report)]
-        environment = os.environ | {"PYTHONPATH": str(Path(holoray.__file__).parents[1])}
-        worker = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        outcomes += worker.stdout.splitlines()
-        if worker.returncode == 0:
-            break
-        seed = int(report.read_text())
-        failures.append(f"python {SCRIPT} {seed}  (exit status {worker.returncode})\n{worker.stderr[-2000:]}")
-        start = seed + 1
-    return outcomes, failures
-
-
-def _run(count: int, directory: Path) -> dict[str, int]:
+def _run(count: int, directory: Path) -> Counter[str]:
     """Outcomes of `count` mutants by name; fails the test if there is a bad one."""
-    share = -(-count // WORKERS)
-    starts = range(0, count, share)
-    with ThreadPoolExecutor(WORKERS) as pool:
-        results = list(pool.map(lambda at: _run_worker(at, min(at + share, count), directory / f"seed-{at}"), starts))
-    failures = [failure for _, failed in results for failure in failed]
-    assert not failures, "\n".join(failures)
-    tally: dict[str, int] = {}
-    for line in (line for outcomes, _ in results for line in outcomes):
-        number, name = line.split()
-        tally[name] = tally.get(name, 0) + int(number)
-    return tally
+    found = harvest(range(count), directory, WORKERS)
+    assert not found.failures, "\n".join(found.failures)
+    return found.outcomes
 
 
-def _check_reach(tally: dict[str, int], count: int) -> None:
+def _check_reach(tally: Counter[str], count: int) -> None:
     """That the mutants got everywhere: a fuzzer whose mutants all end at the first check proves nothing."""
-    assert sum(tally.values()) == count
+    assert tally.total() == count
     assert tally["well-formed"] >= count / 20
     assert tally["unchanged"] >= count / 50
     assert {"FormatError", "IntegrityError", "LimitError", "SourceError", "TruncatedError"} <= tally.keys()
 
 
+@pytest.mark.fault("mutated")
 @pytest.mark.timeout(600)
 def test_ten_thousand_mutants(tmp_path: Path) -> None:
     _check_reach(_run(MUTANTS, tmp_path), MUTANTS)
 
 
+@pytest.mark.fault("mutated")
 @pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_many_mutants(tmp_path: Path) -> None:
-    _check_reach(_run(MANY_MUTANTS, tmp_path), MANY_MUTANTS)
+@pytest.mark.timeout(6 * 3600)
+def test_a_million_mutants(tmp_path: Path) -> None:
+    _check_reach(_run(A_MILLION, tmp_path), A_MILLION)
 
 
 def test_a_mutant_is_its_seed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from rich.markup import render
 from small_store import blobs, store_of
 
 import holoray
+from holoray.cli.main import main
 from holoray.cli.output import printable, short
 from holoray.errors import FormatError, LimitError
 from holoray.formats.safetensors import SafetensorsFile
@@ -51,6 +53,7 @@ def _is_tame(text: str) -> bool:
     return all(unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in text)
 
 
+@pytest.mark.fault("hostile-name")
 def test_hostile_names_are_only_keys(tmp_path: Path) -> None:
     tensors = {name: np.full(3, i, np.float32) for i, name in enumerate(HOSTILE)}
     store = tmp_path / "deep" / "store"
@@ -66,6 +69,7 @@ def test_hostile_names_are_only_keys(tmp_path: Path) -> None:
         np.testing.assert_array_equal(loaded[name], array)
 
 
+@pytest.mark.fault("hostile-name")
 def test_hostile_names_survive_a_checkpoint_file(tmp_path: Path) -> None:
     store = MemoryStore()
     holoray.encode({name: np.ones(3, np.float32) for name in HOSTILE}, store)
@@ -78,6 +82,7 @@ def test_hostile_names_survive_a_checkpoint_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out.safetensors"]
 
 
+@pytest.mark.fault("hostile-name")
 @pytest.mark.parametrize("name", REFUSED, ids=range(len(REFUSED)))
 def test_names_that_nothing_can_hold_are_refused_when_encoding(name: str) -> None:
     store = MemoryStore()
@@ -98,6 +103,17 @@ def test_texts_of_a_checkpoint_file_are_checked_before_any_work(tmp_path: Path) 
         assert store.blobs == {}
 
 
+@pytest.mark.fault("malformed")
+def test_what_cannot_be_read_back_is_not_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the reader's reason: better no store than one that nobody can open."""
+    monkeypatch.setattr("holoray.manifest.MAX_CONFIG_BYTES", 1)
+    store = MemoryStore()
+    with pytest.raises(LimitError):
+        holoray.encode({"x": np.ones(3, np.float32)}, store)
+    assert "ROOT" not in store.blobs
+
+
+@pytest.mark.fault("absurd-layout")
 def test_shapes_that_nothing_can_hold_are_refused(tmp_path: Path) -> None:
     text = '{"x":{"dtype":"F32","shape":[1099511627776,0,1099511627776],"data_offsets":[0,0]}}'
     path = tmp_path / "in.safetensors"
@@ -106,6 +122,7 @@ def test_shapes_that_nothing_can_hold_are_refused(tmp_path: Path) -> None:
         holoray.encode(path, MemoryStore())
 
 
+@pytest.mark.fault("hostile-name")
 @pytest.mark.parametrize("name", ["", "n" * 5000, "layer.bias"])
 def test_a_manifest_with_an_impossible_name_is_refused(name: str) -> None:
     header, rows = read_rows(blobs()[MANIFEST])
@@ -121,6 +138,7 @@ def test_metadata_with_half_a_character_is_refused() -> None:
         holoray.open(store_of(reseal(blobs() | {MANIFEST: write_rows(header, rows)})))
 
 
+@pytest.mark.fault("hostile-name")
 @pytest.mark.parametrize("name", [*HOSTILE, *REFUSED], ids=range(len(HOSTILE) + len(REFUSED)))
 def test_what_a_terminal_gets_is_tame(name: str) -> None:
     assert _is_tame(printable(name))
@@ -128,12 +146,51 @@ def test_what_a_terminal_gets_is_tame(name: str) -> None:
     assert len(render(short(name)).plain) <= 61
 
 
+@pytest.mark.fault("hostile-name")
 def test_markup_in_names_is_shown_and_not_obeyed() -> None:
     for left, right in [(at, 80) for at in range(80)] + [(80, at) for at in range(80)]:
         for markup in ("[bold]", "[/red]"):
             assert render(short("y" * left + markup + "z" * right)).spans == []
 
 
+@pytest.mark.fault("hostile-name")
+def test_errors_about_hostile_names_are_shown_tamely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged fragment of each hostile tensor: what `verify` lists, and the error that ends a load."""
+    store = tmp_path / "store"
+    holoray.encode({name: np.ones(3, np.float32) for name in HOSTILE}, store)
+    entries = {t.name: t.fragments[0] for t in holoray.open(store).manifest.tensors}
+    path = store / "fragments-00000.arrow"
+    data = bytearray(path.read_bytes())
+    for entry in entries.values():
+        data[entry.offset] ^= 1
+    path.write_bytes(data)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # the command line would keep SIGINT for itself
+    shown = []
+    for arguments in (["verify", str(store)], ["verify", str(store), "--json"], ["load", str(store), "out"]):
+        monkeypatch.setattr("sys.argv", ["holoray", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 3
+        out, err = capsys.readouterr()
+        assert _is_tame(out.rstrip("\n"))
+        assert all(_is_tame(line) for line in err.split("\n"))
+        shown.append(out)
+    assert {bad["tensor"] for bad in json.loads(shown[1])["bad"]} == set(HOSTILE)
+
+
+@pytest.mark.fault("hostile-name")
+def test_names_that_only_look_alike_are_two_tensors(tmp_path: Path) -> None:
+    """Nothing normalises: é in one character and in two, and the same in what a file system might fold."""
+    twins = {"\u00e9": 1.0, "e\u0301": 2.0, "\u212b": 3.0, "\u00c5": 4.0, "A": 5.0, "a": 6.0, "\uff21": 7.0}
+    holoray.encode({name: np.full(3, value, np.float32) for name, value in twins.items()}, tmp_path)
+    sealed = holoray.open(tmp_path)
+    assert {name: float(array[0]) for name, array in sealed.load().items()} == twins
+    assert [sealed.entry(name).name for name in twins] == list(twins)
+
+
+@pytest.mark.fault("hostile-name")
 def test_the_command_line_shows_hostile_names_tamely(tmp_path: Path) -> None:
     holoray.encode({name: np.ones(3, np.float32) for name in HOSTILE}, tmp_path / "store")
     for arguments in (["inspect", "--json"], ["inspect"], ["verify"]):

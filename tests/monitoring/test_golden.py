@@ -64,6 +64,8 @@ def at_work(metrics: JobMetrics, second: int) -> None:
         metrics.inc("holoray_source_events_total", count, source=source, event=event)
     metrics.inc("holoray_decoded_bytes_total", 250_000)
     metrics.inc("holoray_combine_bytes_total", 3000)
+    metrics.inc("holoray_served_bytes_total", 5000)
+    metrics.inc("holoray_served_calls_total", 3, outcome="ok")
     metrics.inc("holoray_actor_restarts_total", role="worker")
     for stage, busy in (("fetch", 0.25), ("accumulate", 2.0)):
         metrics.inc("holoray_stage_busy_seconds_total", busy, stage=stage)
@@ -220,6 +222,8 @@ EXPECTED: Final[dict[tuple[str, str, str], Result]] = {
     ("Bytes by fate", "A", "at-work"): by("outcome", applied=800_000, redone=80_000, corrupt=8000),
     ("Actors alive", "A", "at-work"): by("role", worker=4),
     ("Restarts", "A", "at-work"): by("role", worker=8),
+    ("Bytes served", "A", "at-work"): {ALL: 5000},
+    ("Calls answered", "A", "at-work"): by("outcome", ok=3),
     ("Versions", "A", "at-work"): {ONE | labels(version="9.9", backend="cpu"): 1},
     ("Tensors", "A", "at-work"): {ONE: 7},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,7 @@ def test_a_file_holds_what_memory_would(sealed: SealedStore, tmp_path: Path) -> 
             assert checkpoint.read(name).tobytes() == array.tobytes(), name
 
 
+@pytest.mark.fault("missing")
 def test_unreachable_qualities(model: Model) -> None:
     store = MemoryStore()
     holoray.encode({"w": model["layers.0.mlp.weight"]}, store, codec="spectral")
@@ -135,6 +137,7 @@ def _damaged(model: Model, file: str, change: object) -> SealedStore:
     return holoray.open(store)
 
 
+@pytest.mark.fault("flipped")
 def test_a_damaged_fragment_is_named(model: Model) -> None:
     intact = MemoryStore()
     holoray.encode(model, intact)
@@ -145,7 +148,7 @@ def test_a_damaged_fragment_is_named(model: Model) -> None:
         return blob[: entry.offset] + bytes([blob[entry.offset] ^ 1]) + blob[entry.offset + 1 :]
 
     sealed = _damaged(model, file, flip)
-    with pytest.raises(IntegrityError) as caught:
+    with pytest.raises(IntegrityError, match=f"3 of tensor 'embed.weight' in {file}") as caught:
         sealed.load()
     assert (caught.value.tensor, caught.value.fragment) == ("embed.weight", 3)
     assert "verify" in caught.value.hint
@@ -155,6 +158,7 @@ def test_a_damaged_fragment_is_named(model: Model) -> None:
     assert loader.quality.ratio > 0.8
 
 
+@pytest.mark.fault("missing", "truncated")
 def test_missing_and_short_files(model: Model) -> None:
     store = MemoryStore()
     holoray.encode(model, store)
@@ -172,6 +176,7 @@ def test_missing_and_short_files(model: Model) -> None:
     assert [b.why for b in sealed.verify()] == [f"has {len(whole) + 1} bytes instead of {len(whole)}"]
 
 
+@pytest.mark.fault("replayed", "downgraded")
 def test_the_root_is_checked(model: Model) -> None:
     store = MemoryStore()
     root = holoray.encode(model, store).root
@@ -186,6 +191,7 @@ def test_the_root_is_checked(model: Model) -> None:
         holoray.open(store)
 
 
+@pytest.mark.fault("bomb")
 def test_a_grown_file_is_not_read_into_memory(model: Model, tmp_path: Path) -> None:
     import resource
 
@@ -233,3 +239,66 @@ def test_places_that_are_no_store(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no scheme that is known"):
         holoray.open("floppy://a/x")
     assert not (tmp_path / "nowhere").exists()
+
+
+RUN = 1 << 20
+LANDED: Model = {"w": np.random.default_rng(2).integers(0, 255, 3 * RUN).astype(np.uint8)}
+
+
+def _landed(change: Callable[[bytearray, int], None]) -> SealedStore:
+    """A store whose payloads are read to where they stay, with something changed in the second of three."""
+    store = MemoryStore()
+    holoray.encode(LANDED, store, compression="none")
+    sealed = holoray.open(store)
+    entry = sealed.manifest.tensors[0].fragments[1]
+    name = f"fragments-{entry.file:05d}.arrow"
+    data = bytearray(store.blobs[name])
+    change(data, entry.offset)
+    store.blobs[name] = bytes(data)
+    return sealed
+
+
+def _flip(data: bytearray, offset: int) -> None:
+    data[offset + 100] ^= 1
+
+
+@pytest.mark.fault("flipped")
+def test_a_bad_fragment_that_is_read_in_place_is_named() -> None:
+    with pytest.raises(IntegrityError) as caught:
+        _landed(_flip).load()
+    assert (caught.value.tensor, caught.value.fragment) == ("w", 1)
+
+
+@pytest.mark.fault("flipped")
+def test_what_was_read_in_place_and_was_bad_is_not_kept() -> None:
+    """Zeros where nothing true is known, and a later load brings the rest."""
+    sealed = _landed(_flip)
+    loader = sealed.loader()
+    with pytest.raises(IntegrityError):
+        loader.load()
+    assert not loader.state_dict()["w"][RUN : 2 * RUN].any()
+    assert isinstance(sealed.store, MemoryStore)
+    name = f"fragments-{sealed.manifest.tensors[0].fragments[1].file:05d}.arrow"
+    data = bytearray(sealed.store.blobs[name])
+    _flip(data, sealed.manifest.tensors[0].fragments[1].offset)
+    sealed.store.blobs[name] = bytes(data)
+    loader.load()
+    np.testing.assert_array_equal(loader.state_dict()["w"], LANDED["w"])
+
+
+@pytest.mark.fault("truncated", "changing-file")
+@pytest.mark.parametrize("codec", ["raw", "spectral"])
+def test_a_short_payload_is_told_as_one(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that became shorter after its size was looked at; what lies in the buffer behind is of somebody else."""
+    monkeypatch.setattr("holoray.pipelines.loader.check_sizes", lambda *_: None)
+    store = MemoryStore()
+    holoray.encode({"w": np.random.default_rng(0).standard_normal((90, 90)).astype(np.float32)}, store, codec=codec)
+    sealed = holoray.open(store)
+    last = max(sealed.manifest.tensors[0].fragments, key=lambda f: (f.file, f.offset))
+    name = f"fragments-{last.file:05d}.arrow"
+    for kept in (0, 1, last.stored_bytes - 1):
+        whole = store.blobs[name]
+        store.blobs[name] = whole[: last.offset + kept]
+        with pytest.raises(IntegrityError, match=f"truncated: {kept} of {last.stored_bytes} bytes"):
+            sealed.load()
+        store.blobs[name] = whole

@@ -91,6 +91,7 @@ def test_no_java_is_one_line() -> None:
 _TEXT = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=8, max_size=20)
 
 
+@pytest.mark.fault("leaked-secret")
 @settings(deadline=None, max_examples=50)
 @given(user=_TEXT, password=_TEXT, token=_TEXT, host=st.sampled_from(["h", "h:80", "[::1]", "b-1.x"]))
 def test_credentials_are_in_no_public_uri(user: str, password: str, token: str, host: str) -> None:
@@ -111,6 +112,7 @@ def _told(access: Callable[[], object]) -> str:
     return "\n".join([str(error), error.hint, str(error.source), repr(error)])
 
 
+@pytest.mark.fault("leaked-secret")
 def test_errors_show_no_credentials(tmp_path: Path) -> None:
     with served(tmp_path) as server:
         store = open_store(f"http://{KEY}:{SECRET}@{server.host}/a?token={SECRET}")
@@ -171,6 +173,7 @@ def test_the_command_line_over_s3(tmp_path: Path, model: Model) -> None:
     _assert_equal(out, model)
 
 
+@pytest.mark.fault("killed-encode")
 def test_an_interrupted_encode_resumes_on_an_object_store(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("holoray.pipelines.store_writer.SEGMENT_BYTES", 1)
     names: list[str] = []

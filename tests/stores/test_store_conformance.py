@@ -22,7 +22,7 @@ from serving import S3, FileServer, s3_server, served
 
 import holoray
 from holoray.errors import CapacityError, LimitError, SourceError, UsageError
-from holoray.stores import HttpStore, LocalStore, MemoryStore, RemoteStore, Store
+from holoray.stores import FlightStore, HttpStore, LocalStore, MemoryStore, RemoteStore, Store
 from holoray.tensor import Array
 
 Model = dict[str, Array]
@@ -61,6 +61,7 @@ class StoreReadTests:
                 access()
         assert not store.exists("no")
 
+    @pytest.mark.fault("bomb")
     def test_limits_are_checked_before_reading(self, store: Store) -> None:
         self.write(store, "a", b"0123456789")
         with pytest.raises(LimitError):
@@ -104,6 +105,7 @@ class StoreTests(StoreReadTests):
         self.write(store, "a", b"newer")
         assert store.read("a", 10) == b"newer"
 
+    @pytest.mark.fault("hostile-name")
     @pytest.mark.parametrize("name", ["../x", "/x", "", ".x", "a/b", "a\0", "a\n", "x" * 300])
     def test_only_plain_names_are_written(self, store: Store, name: str) -> None:
         with pytest.raises(UsageError):
@@ -118,6 +120,7 @@ class StoreTests(StoreReadTests):
         with pytest.raises(SourceError):
             store.size("a")
 
+    @pytest.mark.fault("killed-encode")
     def test_a_replacement_takes_over_only_when_whole(self, store: Store) -> None:
         self.write(store, "ROOT", b"old")
         self.write(store, "fragments-00001.arrow", b"old")
@@ -131,6 +134,7 @@ class StoreTests(StoreReadTests):
         assert store.read("ROOT", 10) == b"new"
         assert list(store.names()) == ["ROOT"]
 
+    @pytest.mark.fault("two-writers")
     def test_one_writer_at_a_time(self, store: Store) -> None:
         with store.exclusive(), pytest.raises(UsageError, match="written"), store.exclusive():
             pass
@@ -162,11 +166,13 @@ class RemoteStoreTests(StoreTests):
         assert list(store.names()) == []
         assert not store.exists("a")
 
+    @pytest.mark.fault("disk-full")
     def test_no_room_to_spool_is_a_capacity_error(self, store: Store) -> None:
         with pytest.raises(CapacityError) as caught, store.create("a"):
             raise OSError(errno.ENOSPC, "No space left on device")
         assert "TMPDIR" in caught.value.hint
 
+    @pytest.mark.fault("forged-xxh3")
     def test_its_bytes_are_checked_with_sha256(self, store: Store, model: Model) -> None:
         holoray.encode(model, store, codec="raw")
         assert holoray.open(store).strict
@@ -178,6 +184,7 @@ class TestArrowLocal(RemoteStoreTests):
     def store(self, tmp_path: Path) -> Store:
         return RemoteStore(f"file://{tmp_path}/store")
 
+    @pytest.mark.fault("disk-full")
     def test_a_full_disk_over_there_is_a_capacity_error(self, tmp_path: Path) -> None:
         """/dev/full takes nothing: what a write to a full disk meets."""
         (tmp_path / "full").mkdir()
@@ -195,6 +202,7 @@ class TestArrowLocal(RemoteStoreTests):
         assert [store.read(f"b{number}", 1) for number in range(6)] == [bytes([n]) for n in range(6)]
         assert len(os.listdir("/proc/self/fd")) <= before + 3
 
+    @pytest.mark.fault("killed-encode")
     def test_leftovers_of_a_killed_writer_go(self, store: Store, tmp_path: Path) -> None:
         (tmp_path / "store").mkdir()
         ours = tmp_path / "store" / "fragments-00003.arrow.partial"
@@ -232,15 +240,8 @@ class TestS3(RemoteStoreTests):
         assert "permissions" in caught.value.hint
 
 
-class TestHttpStore(StoreReadTests):
-    @pytest.fixture
-    def server(self, tmp_path: Path) -> Iterator[FileServer]:
-        with served(tmp_path) as server:
-            yield server
-
-    @pytest.fixture
-    def store(self, server: FileServer) -> Store:
-        return HttpStore(server.url)
+class ReadOnlyStoreTests(StoreReadTests):
+    """What a store that others serve, from `tmp_path`, does besides."""
 
     @pytest.fixture(autouse=True)
     def _directory(self, tmp_path: Path) -> None:
@@ -260,14 +261,25 @@ class TestHttpStore(StoreReadTests):
             with pytest.raises(UsageError, match="only be read"):
                 write()
 
+    def test_a_store_travels_by_pickle(self, store: Store) -> None:
+        self.write(store, "a", b"x")
+        assert pickle.loads(pickle.dumps(store)).read("a", 1) == b"x"  # noqa: S301
+
+
+class TestHttpStore(ReadOnlyStoreTests):
+    @pytest.fixture
+    def server(self, tmp_path: Path) -> Iterator[FileServer]:
+        with served(tmp_path) as server:
+            yield server
+
+    @pytest.fixture
+    def store(self, server: FileServer) -> Store:
+        return HttpStore(server.url)
+
     def test_names_without_a_listing(self, store: Store) -> None:
         assert list(store.names()) == []
         self.write(store, "ROOT", b"x")
         assert list(store.names()) == ["ROOT"]
-
-    def test_a_store_travels_by_pickle(self, store: Store) -> None:
-        self.write(store, "a", b"x")
-        assert pickle.loads(pickle.dumps(store)).read("a", 1) == b"x"  # noqa: S301
 
     def test_connections_are_reused(self, store: Store, server: FileServer) -> None:
         self.write(store, "a", b"0123456789")
@@ -277,6 +289,7 @@ class TestHttpStore(StoreReadTests):
         assert server.requests.total() == 40
         assert server.connections == 1
 
+    @pytest.mark.fault("bad-server")
     @pytest.mark.parametrize("mode", ["no ranges", "other range", "short", "silent", 401, 403, 404, 500, 503])
     def test_whatever_a_server_does_is_a_source_error(self, mode: str | int, store: Store, server: FileServer) -> None:
         self.write(store, "a", b"0123456789")
@@ -290,12 +303,14 @@ class TestHttpStore(StoreReadTests):
         server.mode = ""
         assert store.read("a", 10) == b"0123456789"
 
+    @pytest.mark.fault("bad-server")
     def test_a_length_that_is_not_told(self, store: Store, server: FileServer) -> None:
         server.mode = "no length"
         self.write(store, "a", b"0123456789")
         with pytest.raises(SourceError, match="how long"):
             store.size("a")
 
+    @pytest.mark.fault("bad-server")
     @given(size=st.integers(0, 50), limit=st.integers(0, 60))
     @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_a_whole_blob_is_one_request(self, store: Store, server: FileServer, size: int, limit: int) -> None:
@@ -314,11 +329,53 @@ class TestHttpStore(StoreReadTests):
         assert store.read("a", 10) == b"0123456789"
 
 
+class TestFlightStore(ReadOnlyStoreTests):
+    @pytest.fixture
+    def store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+        """Behind a real server, which for once serves files that no store has."""
+        holoray.encode({"w": np.zeros(3, np.float32)}, tmp_path)
+        monkeypatch.setattr("holoray.pipelines.serve.is_own", lambda name: name in ("a", "a.arrow"))
+        with holoray.serve(tmp_path) as server:
+            yield FlightStore(server.uri)
+
+    def test_lists_what_is_there(self, store: Store) -> None:
+        assert list(store.names()) == []
+        self.write(store, "a.arrow", b"1")
+        self.write(store, "b", b"2")
+        self.write(store, "a", b"3")
+        assert list(store.names()) == ["a", "a.arrow"]
+
+    def test_only_plain_names_are_asked_for(self, store: Store) -> None:
+        for name in ("../x", "/etc/passwd", "", ".lock", "a/b", "a\0", "a\n", "é", "x" * 300):
+            for access in (store.size, lambda name: store.read(name, 9)):
+                with pytest.raises(UsageError, match="is not a file name"):
+                    access(name)
+
+    @given(size=st.integers(0, 50), offset=st.integers(0, 60), length=st.integers(1, 60), piece=st.integers(1, 20))
+    @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_ranges_come_in_pieces(self, store: Store, size: int, offset: int, length: int, piece: int) -> None:
+        self.write(store, "a", bytes(range(size)))
+        out = bytearray(length)
+        with mock.patch("holoray.pipelines.serve.PIECE_BYTES", piece):
+            got = store.read_into("a", offset, memoryview(out))
+            with mock.patch("holoray.stores.read_only.PIECE_BYTES", piece):
+                assert store.read_into("a", offset, memoryview(bytearray(length))) == got
+        assert out[:got] == bytes(range(size))[offset : offset + length]
+
+    def test_blobs_beyond_the_first_answer(self, store: Store) -> None:
+        data = np.random.default_rng(0).bytes(3_000_001)
+        self.write(store, "a", data)
+        assert store.read("a", len(data)) == data
+        with pytest.raises(LimitError):
+            store.read("a", len(data) - 1)
+
+
 class TestLocalStore(StoreTests):
     @pytest.fixture
     def store(self, tmp_path: Path) -> Store:
         return LocalStore(tmp_path / "store")
 
+    @pytest.mark.fault("killed-encode")
     def test_leftovers_of_a_killed_writer_go(self, store: Store, tmp_path: Path) -> None:
         (tmp_path / "store").mkdir()
         ours, foreign = tmp_path / "store" / "fragments-00003.arrow.partial", tmp_path / "store" / "film.mkv.partial"
@@ -329,6 +386,7 @@ class TestLocalStore(StoreTests):
             assert not ours.exists()
             assert foreign.exists()
 
+    @pytest.mark.fault("two-writers")
     def test_another_process_holds_the_lock(self, store: Store, tmp_path: Path) -> None:
         code = f"from holoray.stores import LocalStore\nwith LocalStore({str(tmp_path / 'store')!r}).exclusive(): pass"
         with store.exclusive():
@@ -336,12 +394,14 @@ class TestLocalStore(StoreTests):
         assert "UsageError" in run.stderr
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
+    @pytest.mark.fault("changing-file")
     def test_a_fifo_in_the_place_of_a_file_does_not_hang(self, store: Store, tmp_path: Path) -> None:
         (tmp_path / "store").mkdir()
         os.mkfifo(tmp_path / "store" / "a")
         with pytest.raises(SourceError):
             store.size("a")
 
+    @pytest.mark.fault("disk-full")
     def test_no_room_is_a_capacity_error_and_leaves_nothing(self, tmp_path: Path) -> None:
         code = (
             "import resource, signal, sys\n"

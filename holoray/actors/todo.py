@@ -1,0 +1,119 @@
+"""What is left to do for a generation: derived, whenever it is asked, from what the nodes hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from holoray.actors.goals import Goal, first_layer, needs_sealing
+from holoray.actors.messages import Holdings, Kind, Slot
+from holoray.actors.roster import ANYWHERE, Node, Policy, Task
+from holoray.manifest import Manifest
+from holoray.pipelines.plan import Unit, batches
+
+T = TypeVar("T")
+
+
+class Todo:
+    """The work of one generation; `last` is the goal of the one before, if there is one.
+
+    `expected` is the number of workers that batches are cut for.
+    """
+
+    def __init__(self, manifest: Manifest, goal: Goal, last: Goal | None, policy: Policy, expected: int) -> None:
+        self.goal = goal
+        self._last = last
+        self._manifest = manifest
+        self._policy = policy
+        self._expected = expected
+        self._changed = {(u.tensor, u.slot) for u in goal.new}
+        self._stateful = _stateful(manifest, goal)
+        self._slot_bytes = [_slot_bytes(manifest, t) for t in range(len(manifest.tensors))]
+
+    def learn(self, node: Node, last: Holdings, making: Holdings) -> None:
+        """Take over what a survey of the node found."""
+        node.known = True
+        node.base = self._last is not None and (
+            last.slots >= self._last.whole.keys() and last.sealed >= set(_stateful(self._manifest, self._last))
+        )
+        node.have = set(making.slots & self.goal.whole.keys())
+        node.sealed = set(making.sealed)
+
+    def ingest(self, nodes: Collection[Node]) -> Iterator[Task]:
+        """Slots that no node has: those with new fragments; all, where no node has the last generation.
+
+        A task refines either all its slots, which only a node with the last generation can, or none.
+        """
+        based = any(node.base for node in nodes)
+        held = held_anywhere(nodes)
+        wanted = self.goal.new if based else self.goal.whole.values()
+        missing = [unit for unit in wanted if (unit.tensor, unit.slot) not in held]
+        share = sum(u.stored_bytes for u in missing) // (self._expected * self._policy.batches_per_worker)
+        for refines in (False, True):
+            group = [unit for unit in missing if bool(first_layer(unit)) == refines]
+            for batch in batches(group, min(share, self._policy.batch_bytes)):
+                yield Task(Kind.INGEST, ANYWHERE, units=batch)
+
+    def combine(self, name: str, nodes: Mapping[str, Node]) -> Iterator[Task]:
+        """What one of the nodes lacks, by where it is to be had; what nobody has yet is being carried somewhere."""
+        node = nodes[name]
+        groups: dict[str, list[Slot]] = {}
+        for slot in self.lacking(node):
+            if node.base and slot not in self._changed:
+                groups.setdefault(name, []).append(slot)
+                continue
+            peer = next((peer for peer, other in nodes.items() if slot in other.have), None)
+            if peer is not None:
+                groups.setdefault(peer, []).append(slot)
+        for source, slots in groups.items():
+            kind = Kind.CARRY if source == name else Kind.TRANSFER
+            for group in cut(slots, [self._slot_bytes[t] for t, _ in slots], self._policy.copy_bytes):
+                yield Task(kind, name, slots=tuple(group), source=source)
+
+    def lacking(self, node: Node) -> list[Slot]:
+        """Slots of the generation that a node does not hold."""
+        return [slot for slot in self.goal.whole if slot not in node.have]
+
+    def seal(self, name: str, node: Node) -> Iterator[Task]:
+        """Tensors of a node that hold all their slots and are not up to date with them; at least one task a node."""
+        todo = [t for t in self._stateful if t not in node.sealed]
+        for group in cut(todo, [self._manifest.tensors[t].spec.nbytes for t in todo], self._policy.copy_bytes):
+            yield Task(Kind.SEAL, name, tensors=tuple(group))
+        if not todo and not node.closed:
+            yield Task(Kind.SEAL, name)
+
+    def new_bytes(self, slots: Collection[Slot]) -> int:
+        """Stored bytes of the generation's new fragments in these slots."""
+        return sum(unit.stored_bytes for unit in self.goal.new if (unit.tensor, unit.slot) in slots)
+
+
+def held_anywhere(nodes: Iterable[Node]) -> set[Slot]:
+    """Slots of the generation in the making that some node holds."""
+    return set().union(*(node.have for node in nodes))
+
+
+def slots_of(units: Iterable[Unit]) -> Iterator[Slot]:
+    return ((unit.tensor, unit.slot) for unit in units)
+
+
+def _stateful(manifest: Manifest, goal: Goal) -> list[int]:
+    return sorted({t for t, _ in goal.whole if needs_sealing(manifest.codecs[t])})
+
+
+def _slot_bytes(manifest: Manifest, tensor: int) -> int:
+    entry = manifest.tensors[tensor]
+    return entry.spec.nbytes // max(1, len({f.slot for f in entry.fragments}))
+
+
+def cut(items: Sequence[T], sizes: Iterable[int], limit: int) -> Iterator[list[T]]:
+    """Consecutive items in groups of at most `limit` (a larger item alone)."""
+    group: list[T] = []
+    total = 0
+    for item, size in zip(items, sizes, strict=True):
+        if group and total + size > limit:
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size
+    if group:
+        yield group

@@ -1,0 +1,152 @@
+"""Repair: lost and bad shares are computed from the others, in place.
+
+Nothing is overwritten before what replaces it is complete and proven: the data match the sealed root, and the part
+computed from them has the digest that the shares recorded when the store was encoded, so it is the same file, byte for
+byte. A repair that is killed leaves whole old parts and whole new ones; the next one does the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from holoray.errors import HolorayError, IntegrityError, UsageError
+from holoray.integrity import parse_root
+from holoray.pipelines.sealed_store import SealedStore
+from holoray.pipelines.share_check import BadPart, OnBytes, check_shares
+from holoray.pipelines.verify import BadFragment, verify_file
+from holoray.stores import MANIFEST, ROOT, ShareSet, Store
+from holoray.stores.base import SHARE, fragment_number
+from holoray.stores.share_target import PartWriter, chunks_of, write_blob
+from holoray.stores.shares import CodedFile, folder_index, part_file, share_folder
+
+
+@dataclass(frozen=True, slots=True)
+class RepairedPart:
+    """A file of a share that is whole again."""
+
+    share: int
+    place: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """What a repair found and did; `failed` is what the shares that are left do not give."""
+
+    root: str
+    shares: int
+    found: tuple[BadPart, ...]
+    repaired: tuple[RepairedPart, ...]
+    failed: tuple[BadFragment, ...]
+    seconds: float
+
+
+def repair(places: Sequence[Store], on_bytes: OnBytes | None = None) -> RepairReport:
+    """Make every share whole that can be: of the folders `share-*` in one place, or of the shares in several.
+
+    A place that holds nothing takes a missing share. `on_bytes` gets the bytes checked and computed as they are, from
+    any thread. Raises SourceError if the shares that are left do not even give the manifest, UsageError where a place
+    holds something else, CapacityError for a full disk.
+    """
+    start = time.perf_counter()
+    shares, homes = _homes(places)
+    sealed = SealedStore(shares)
+    found = check_shares(shares, on_bytes)
+    repaired: list[RepairedPart] = []
+    failed: list[BadFragment] = []
+    with ExitStack() as locks:
+        for share in sorted({fault.share for fault in found} & set(homes)):
+            locks.enter_context(homes[share].exclusive())
+        for file in shares.table.files:
+            part = part_file(file.stripes.name)
+            bad = sorted({fault.share for fault in found if fault.file in (None, part)} & set(homes))
+            faults = _against_root(sealed, file.stripes.name) if bad else []
+            failed += faults
+            if bad and not faults:
+                _rebuild(shares, file, {share: homes[share] for share in bad}, on_bytes)
+                repaired += [RepairedPart(share, homes[share].uri, part) for share in bad]
+        for fault in found:
+            if fault.file in (None, ROOT) and fault.share in homes:  # last: they are what makes a place a share
+                home = homes[fault.share]
+                write_blob(home, SHARE, shares.table.encoded(fault.share))
+                write_blob(home, ROOT, shares.read(ROOT, limit=4096))
+                repaired.append(RepairedPart(fault.share, home.uri, ROOT))
+    seconds = time.perf_counter() - start
+    return RepairReport(sealed.root, shares.table.total, tuple(found), tuple(repaired), tuple(failed), seconds)
+
+
+def _homes(places: Sequence[Store]) -> tuple[ShareSet, dict[int, Store]]:
+    """The shares that are there, and where each share belongs: also those that are not there, as far as is known."""
+    parent = places[0] if len(places) == 1 else None
+    folders = [name for name in parent.folders() if folder_index(name) >= 0] if parent is not None else []
+    if parent is not None and folders:
+        places = [parent.folder(name) for name in folders]
+    shares = ShareSet(places)
+    homes = dict(shares.places)
+    vacant = [stranger.place for stranger in shares.strangers if _is_vacant(stranger.place, shares)]
+    for share in shares.missing:
+        if parent is not None and folders:
+            home = parent.folder(share_folder(share))
+            if home.uri not in {place.uri for place in shares.places.values()} and _is_vacant(home, shares):
+                homes[share] = home
+        elif vacant:
+            homes[share] = vacant.pop(0)
+    return shares, homes
+
+
+def _is_vacant(place: Store, shares: ShareSet) -> bool:
+    """Whether a share may be written there; raises UsageError if the place holds something of somebody else's."""
+    stranger = next((s for s in shares.strangers if s.place.uri == place.uri), None)
+    foreign = stranger is not None and stranger.table is not None
+    if not foreign and not place.exists(MANIFEST):
+        try:
+            foreign = parse_root(place.read(ROOT, limit=4096).decode()) != shares.table.root
+        except (HolorayError, UnicodeDecodeError):  # none, or a damaged one
+            return True
+        if not foreign:
+            return True
+    raise UsageError(
+        f"{place.uri} holds another store, or a share of one: it is left as it is",
+        hint="leave it out, or empty it if a share of this store belongs there",
+    )
+
+
+def _against_root(sealed: SealedStore, name: str) -> list[BadFragment]:
+    """What of a file does not match the sealed manifest, with all the shares can do; the manifest itself does."""
+    if name == MANIFEST:
+        return []
+    number = fragment_number(name)
+    entries = [entry for entry in sealed.manifest.files if entry.number == number]
+    if not entries:
+        return [BadFragment(name, None, None, "the manifest does not know it")]
+    fragments = [(t.name, f) for t in sealed.manifest.tensors for f in t.fragments if f.file == number]
+    return verify_file(sealed.store, entries[0], fragments)
+
+
+def _rebuild(shares: ShareSet, file: CodedFile, homes: Mapping[int, Store], on_bytes: OnBytes | None) -> None:
+    """Write the parts of some shares anew, a stripe at a time.
+
+    Raises IntegrityError, and writes nothing, if they differ from those that were lost.
+    """
+    stripes = file.stripes
+    with ExitStack() as stack:
+        part = part_file(stripes.name)
+        writers = {share: PartWriter(stack.enter_context(home.create(part))) for share, home in homes.items()}
+        for stripe in range(stripes.count):
+            data = bytearray(min(stripes.stripe_bytes, stripes.nbytes - stripe * stripes.stripe_bytes))
+            shares.read_into(stripes.name, stripe * stripes.stripe_bytes, memoryview(data))
+            chunks = chunks_of(stripes, bytes(data))
+            for share, writer in writers.items():
+                writer.add(chunks[stripes.chunk_on(stripe, share)])
+                if on_bytes is not None:
+                    on_bytes(len(chunks[0]))
+        for share, writer in writers.items():
+            if writer.finish(stripes, share) != file.footers[share]:
+                raise IntegrityError(
+                    f"what the other shares give for {part} of share {share} is not what was lost",
+                    hint="nothing was replaced: the shares were sealed with digests that do not fit their data",
+                    source=homes[share].uri,
+                )

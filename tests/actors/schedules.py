@@ -1,0 +1,76 @@
+"""One seed is one schedule of faults for the brain.
+
+python tests/actors/schedules.py SEED [SEED...]            replays schedules, and says what happened
+python tests/actors/schedules.py --range START END         runs many in silence; says how each that fails is replayed
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from functools import cache
+
+from manifests import make_manifest
+from simulator import Faults, Simulation
+
+manifest_of = cache(make_manifest)
+
+
+def schedule(seed: int) -> Simulation:
+    """Everything about a schedule, from its seed."""
+    rng = random.Random(seed)
+    faults = Faults(
+        kills=rng.randint(0, 6),
+        node_losses=rng.randint(0, 2),
+        joins=rng.randint(0, 2),
+        coordinator_kills=rng.choice([0, 0, 1, 3]),
+        failures=rng.choice([0.0, 0.1]),
+        lies=rng.choice([0.0, 0.1]),
+        duplicates=rng.choice([0.0, 0.3]),
+        hangs=rng.choice([0.0, 0.0, 0.03]),
+        start_failures=rng.choice([0.0, 0.2]),
+    )
+    return Simulation(
+        seed,
+        manifest_of(rng.randrange(20)),
+        rng.choice([(1.0,), (0.5, 1.0), (0.5, 0.9, 0.99, 1.0), (0.3, 0.9)]),
+        nodes=rng.randint(1, 3),
+        workers=rng.randint(1, 5),
+        receiver=rng.random() < 0.3,
+        faults=faults,
+    )
+
+
+def run(seed: int) -> Simulation:
+    """Run a schedule to its end; a failure names the command that replays it."""
+    try:
+        return schedule(seed).run()
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n  replay: python tests/actors/schedules.py {seed}") from error
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seeds", nargs="*", type=int)
+    parser.add_argument("--range", nargs=2, type=int, metavar=("START", "END"))
+    arguments = parser.parse_args()
+    failed = 0
+    for seed in arguments.seeds:
+        simulation = schedule(seed)
+        try:
+            simulation.run()
+        finally:
+            print("\n".join(simulation.log))
+            print(f"seed {seed}: {len(simulation.published)} generations, events {simulation.digest()}")
+    for seed in range(*arguments.range or (0,)):
+        try:
+            run(seed)
+        except AssertionError as error:
+            failed += 1
+            print(error, flush=True)
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""The guards of input hardening and of the state machine: switched off, each must turn a named test red.
+
+`text` stands in `file` (below `holoray/`) exactly once; `off` takes its place. `test` is a file and a name below
+`tests/`. A table: one guard a line, however long.
+"""
+
+# ruff: noqa: E501
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Guard(NamedTuple):
+    file: str
+    text: str
+    off: str
+    test: str
+
+
+_MANIFEST = "test_manifest.py::"
+_FRAGMENTS = _MANIFEST + "test_impossible_fragments"
+_TENSORS = _MANIFEST + "test_impossible_tensors"
+_LISTS = _MANIFEST + "test_lists_that_contradict_themselves"
+_LOAD = "pipelines/test_load.py::"
+_DAMAGED = "hardening/test_damaged_stores.py::"
+_SPLICES = "hardening/test_splices.py::"
+_NAMES = "hardening/test_names.py::"
+_FORGERY = "hardening/test_forgery.py::"
+_BOMB = "hardening/test_bombs.py::test_bomb"
+_FRAMES = "test_compression.py::test_frames_that_hide_their_size_or_carry_more"
+_LIES = "formats/test_safetensors.py::test_lies_are_format_errors"
+_FULL = "hardening/test_full_disk.py::"
+_KILLS = "hardening/test_killed_encodes.py::test_kills_at_some_steps_and_random_moments"
+_STATE = "actors/test_state.py::"
+
+INTEGRITY: Final = (
+    Guard("integrity.py", "if size != entry.stored_bytes:", "if False:", _LOAD + "test_a_short_payload_is_told_as_one"),
+    Guard("integrity.py", "xxh3_64_intdigest(data) != entry.xxh3_64", "xxh3_64_intdigest(data) < 0", _LOAD + "test_a_damaged_fragment_is_named"),
+    Guard("integrity.py", "if strict and hashlib", "if False and hashlib", _FORGERY + "test_a_load_of_a_pinned_root_refuses_it"),
+    Guard("integrity.py", "if why is not None:", "if False:", _SPLICES + "test_a_load_names_the_fragment_that_was_replaced"),
+    Guard("integrity.py", "not root.startswith(ROOT_PREFIX) or", "", _SPLICES + "test_nothing_but_sha256_can_be_expected"),
+    Guard("integrity.py", "len(digits) != 64 or", "", _SPLICES + "test_a_root_of_another_kind_is_refused"),
+    Guard("integrity.py", 'or set(digits) - set("0123456789abcdef")', "", _SPLICES + "test_nothing_but_sha256_can_be_expected"),
+    Guard("pipelines/sealed_store.py", "expect is not None or self.store.remote", "self.store.remote", _FORGERY + "test_a_load_of_a_pinned_root_refuses_it"),
+    Guard("pipelines/sealed_store.py", "expect is not None or self.store.remote", "expect is not None", _FORGERY + "test_a_load_over_a_network_refuses_it"),
+    Guard("pipelines/sealed_store.py", "if expect is not None and self.root != parse_root", "if False and parse_root", _LOAD + "test_the_root_is_checked"),
+    Guard("pipelines/sealed_store.py", "if format_root(encoded) != self.root:", "if False:", _DAMAGED + "test_every_bit_of_root_and_manifest_is_sealed"),
+    Guard("pipelines/sealed_store.py", 'if not text.endswith(b"\\n"):', "if False:", _SPLICES + "test_a_root_of_another_kind_is_refused"),
+    Guard("pipelines/sealed_store.py", "if parse_root(root) != root:", "if False:", _SPLICES + "test_a_root_of_another_kind_is_refused"),
+    Guard("pipelines/fragment_pipeline.py", "                check_integrity(name,", "                str(name) or check_integrity(name,", _LOAD + "test_a_damaged_fragment_is_named"),
+    Guard("pipelines/fragment_pipeline.py", "                accumulator.discard(unit.slot)", "                pass", _LOAD + "test_what_was_read_in_place_and_was_bad_is_not_kept"),
+    Guard("pipelines/fetch.py", "            verify(i, views[i])", "            pass", _LOAD + "test_a_bad_fragment_that_is_read_in_place_is_named"),
+    Guard("pipelines/fetch.py", "            verify(member, views[member])", "            pass", _LOAD + "test_a_damaged_fragment_is_named"),
+    Guard("pipelines/fetch.py", "min(start + entries[member].stored_bytes, position + got)", "start + entries[member].stored_bytes", _LOAD + "test_a_short_payload_is_told_as_one"),
+    Guard("pipelines/tensor_codec.py", "check_integrity(self.entry.name, known, fragment.payload, strict=True)", "pass", _FORGERY + "test_a_decoder_refuses_it"),
+    Guard("pipelines/tensor_codec.py", "fragment.tensor != self.entry.name or", "", "test_parity.py::test_a_bad_fragment_changes_nothing"),
+    Guard("pipelines/verify.py", "if size < file.bytes:", "if False:", _LOAD + "test_missing_and_short_files"),
+    Guard("pipelines/verify.py", "if size != file.bytes:", "if False:", _LOAD + "test_missing_and_short_files"),
+    Guard("pipelines/verify.py", "if framing.hexdigest() != file.framing_sha256:", "if False:", _DAMAGED + "test_verify_names_the_file_of_flipped_bits"),
+    Guard("pipelines/verify.py", "fault(entry, payload, strict=True)", "fault(entry, payload, strict=False)", _FORGERY + "test_verify_names_the_forged_fragment"),
+    Guard("stores/base.py", "if size > limit:", "if False:", "stores/test_store_conformance.py::test_limits_are_checked_before_reading"),
+    Guard("stores/base.py", "if not _NAME.fullmatch(name):", "if False:", "stores/test_store_conformance.py::test_only_plain_names_are_written"),
+    Guard("files.py", " | os.O_NONBLOCK", "", "hardening/test_changing_files.py::test_links_to_anything_else_are_refused"),
+    Guard("files.py", "if not stat.S_ISREG(os.fstat(file).st_mode):", "if False:", "hardening/test_changing_files.py::test_links_to_anything_else_are_refused"),
+)  # fmt: skip
+
+MANIFEST: Final = (
+    Guard("manifest.py", "if len(encoded) > MAX_MANIFEST_BYTES:", "if False:", _MANIFEST + "test_a_manifest_beyond_the_limit"),
+    Guard("manifest.py", "reader.num_record_batches != 1 or", "", _MANIFEST + "test_two_record_batches_are_refused"),
+    Guard("manifest.py", "or not reader.schema.equals(SCHEMA, check_metadata=False)", "", _MANIFEST + "test_other_schemas"),
+    Guard("manifest.py", "batch.validate(full=True)", "batch.validate()", _MANIFEST + "test_offsets_of_arrow_that_lead_out_of_its_buffers"),
+    Guard("manifest.py", 'if header.get("format") != FORMAT:', "if False:", _SPLICES + "test_other_formats_are_refused"),
+    Guard("manifest.py", "if any(column.null_count for column in batch.columns):", "if False:", _MANIFEST + "test_null_values_are_refused"),
+    Guard("manifest.py", " or _is_compressed(memoryview(message.metadata))", "", _BOMB),
+    Guard("manifest.py", "except RecursionError:", "except ZeroDivisionError:", _MANIFEST + "test_malformed_headers"),
+    Guard("manifest.py", "math.prod(max(d, 1) for d in spec.shape)", "math.prod(d for d in spec.shape)", _NAMES + "test_shapes_that_nothing_can_hold_are_refused"),
+    Guard("manifest.py", "except UnicodeEncodeError:", "except ZeroDivisionError:", _NAMES + "test_texts_of_a_checkpoint_file_are_checked_before_any_work"),
+    Guard("manifest.py", 'if len(row["config"]) > MAX_CONFIG_BYTES:', "if False:", _MANIFEST + "test_a_configuration_beyond_the_limit"),
+    Guard("manifest.py", "if not isinstance(value, dict):", "if False:", _MANIFEST + "test_malformed_headers"),
+    Guard("manifest.py", "if type(entry.number) is not int or type(entry.bytes) is not int or type(entry.framing_sha256) is not str:", "if False:", _MANIFEST + "test_malformed_lists_of_files"),
+    Guard("manifest.py", "if not 0 <= entry.number < 1 << 31 or entry.bytes < 0:", "if False:", _MANIFEST + "test_malformed_lists_of_files"),
+    Guard("manifest.py", "if len(sizes) != len(manifest.files):", "if False:", _LISTS),
+    Guard("manifest.py", "if len(manifest.by_name) != len(manifest.tensors):", "if False:", _NAMES + "test_a_manifest_with_an_impossible_name_is_refused"),
+    Guard("manifest.py", "    _check_energy(manifest.tensors)", "    pass", _MANIFEST + "test_gains_that_overflow_together"),
+    Guard("manifest.py", "    _check_ranges(manifest.tensors)", "    pass", _LISTS),
+    Guard("manifest.py", "    _check_order(manifest.tensors)", "    pass", _MANIFEST + "test_streaming_before_a_prerequisite"),
+    Guard("manifest.py", "    check_storable(tensor.spec)", "    pass", _BOMB),
+    Guard("manifest.py", "if tensor.spec.nbytes > (tensor.stored_bytes + 16) * MAX_EXPANSION:", "if False:", _MANIFEST + "test_a_tensor_that_claims_too_much_is_a_bomb"),
+    Guard("manifest.py", "    check_entry(codec, tensor)", "    pass", _FRAGMENTS),
+    Guard("manifest.py", "not math.isfinite(tensor.residual) or", "", _TENSORS),
+    Guard("manifest.py", "tensor.residual < 0 or", "", _TENSORS),
+    Guard("manifest.py", "if not 0.0 <= tensor.essential_gain <= (math.inf if codec.carries_essential else 0.0):", "if False:", _TENSORS),
+    Guard("manifest.py", "inside and plausible", "plausible", _FRAGMENTS),
+    Guard("manifest.py", "0 <= fragment.offset <=", "fragment.offset <=", _FRAGMENTS),
+    Guard("manifest.py", "fragment.stored_bytes >= 0 and math", "math", _FRAGMENTS),
+    Guard("manifest.py", " and math.isfinite(fragment.gain)", "", _FRAGMENTS),
+    Guard("manifest.py", "plausible and known", "plausible", _FRAGMENTS),
+    Guard("manifest.py", "known and same", "known", _FRAGMENTS),
+    Guard("manifest.py", "if sorted(places) != list(range(len(places))):", "if False:", _FRAGMENTS),
+    Guard("manifest.py", "tensor.fragments[requires].order > fragment.order", "False", _MANIFEST + "test_streaming_before_a_prerequisite"),
+    Guard("tensor.py", "if self.dtype not in DTYPES:", "if False:", _LIES),
+    Guard("tensor.py", "if not self.name or len", "if len", _NAMES + "test_names_that_nothing_can_hold_are_refused_when_encoding"),
+    Guard("tensor.py", "> MAX_NAME_BYTES:", "> 1 << 40:", _NAMES + "test_names_that_nothing_can_hold_are_refused_when_encoding"),
+    Guard("tensor.py", "if self.name == RESERVED_NAME:", "if False:", "formats/test_safetensors.py::test_no_tensor_is_called_like_the_metadata"),
+    Guard("tensor.py", "len(self.shape) > MAX_RANK or", "", _BOMB),
+    Guard("tensor.py", "if self.nbytes > MAX_TENSOR_BYTES or", "if", _LIES),
+)  # fmt: skip
+
+PAYLOADS: Final = (
+    Guard("compression.py", "if memoryview(data).nbytes != raw_bytes:", "if False:", _FRAMES),
+    Guard("compression.py", "if zstandard.frame_content_size(data) != raw_bytes:", "if False:", _BOMB),
+    Guard("compression.py", ", allow_extra_data=False", "", _FRAMES),
+    Guard("compression.py", "except (zstandard.ZstdError, pa.ArrowException, OSError) as error:", "except ZeroDivisionError as error:", _FRAMES),
+    Guard("compression.py", "if len(raw) != raw_bytes:", "if False:", "test_compression.py::test_other_sizes_than_promised"),
+    Guard("compression.py", "if raw_bytes > memoryview(data).nbytes * _LZ4_MAX_RATIO:", "if False:", "test_compression.py::test_other_sizes_than_promised"),
+    Guard("formats/safetensors.py", "if length > MAX_HEADER_BYTES:", "if False:", "formats/test_safetensors.py::test_absurd_header_lengths"),
+    Guard("formats/safetensors.py", "if length > self._size - 8:", "if False:", "formats/test_safetensors.py::test_absurd_header_lengths"),
+    Guard("formats/safetensors.py", "if len(out) != len(pairs):", "if False:", _LIES),
+    Guard("formats/safetensors.py", "start != position or", "", _LIES),
+    Guard("formats/safetensors.py", " or end - start != spec.nbytes", "", _LIES),
+    Guard("formats/safetensors.py", "if position > data_bytes:", "if False:", "formats/test_safetensors.py::test_every_truncation_is_refused"),
+    Guard("formats/safetensors.py", "if position < data_bytes:", "if False:", _LIES),
+    Guard("formats/safetensors.py", 'value.keys() != {"dtype", "shape", "data_offsets"} or', "", _LIES),
+    Guard("formats/safetensors.py", "type(n) is not int or", "", _LIES),
+    Guard("checkpoint.py", 'file != os.path.basename(file) or', "", "test_checkpoint.py::test_shards_never_leave_the_directory"),
+    Guard("checkpoint.py", "        if missing:", "        if False:", "test_checkpoint.py::test_incomplete_downloads_are_named"),
+    Guard("checkpoint.py", "if spec.name in self._home:", "if False:", "test_checkpoint.py::test_a_tensor_in_two_shards"),
+)  # fmt: skip
+
+WRITING: Final = (
+    Guard("stores/local.py", "            self._end_takeover()", "            pass", _KILLS),
+    Guard("stores/local.py", "key=lambda n: n == ROOT", "key=lambda n: n != ROOT", _KILLS),
+    Guard("stores/local.py", "            self.delete(ROOT)  #", "            #", _KILLS),
+    Guard("stores/local.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH", "stores/test_store_conformance.py::test_another_process_holds_the_lock"),
+    Guard("stores/local.py", "if error.errno in NO_ROOM:", "if False:", _FULL + "test_a_disk_that_is_full_from_each_step_of_an_encode_on"),
+    Guard("formats/safetensors.py", "error.errno in NO_ROOM", "False", _FULL + "test_a_disk_that_is_full_at_each_step_of_a_load"),
+    Guard("formats/safetensors.py", "            os.posix_fallocate(self._file.fileno(), 0, self._bytes)", "            pass", _FULL + "test_a_disk_that_is_full_at_each_step_of_a_load"),
+    Guard("pipelines/store_writer.py", "        read_manifest(manifest.encoded)", "        #", "hardening/test_names.py::test_what_cannot_be_read_back_is_not_sealed"),
+    Guard("pipelines/store_writer.py", "manifest.metadata.get(_IDENTITY) != self._identity or", "", "pipelines/test_encode.py::test_journals_of_another_encode_are_not_taken"),
+    Guard("pipelines/store_writer.py", "if not whole or", "if", "pipelines/test_encode.py::test_a_journal_whose_files_are_not_whole_is_not_taken"),
+)  # fmt: skip
+
+STATE: Final = (
+    Guard("actors/state.py", " and worker not in self._lost", "", _STATE + "test_the_dead_do_not_join_again"),
+    Guard("actors/state.py", "if worker not in self._workers and", "if", _STATE + "test_a_worker_that_joins_twice_keeps_its_tasks"),
+    Guard("actors/state.py", "if state is None or epoch not in state.flying:", "if state is None:", _STATE + "test_stale_and_repeated_answers_are_ignored"),
+    Guard("actors/state.py", "if generation == self._awaited:", "if True:", _STATE + "test_only_the_awaited_generation_is_taken"),
+    Guard("actors/state.py", "        if worker in self._lost:\n            return", "        if False:\n            return", _STATE + "test_stale_and_repeated_answers_are_ignored"),
+    Guard("actors/state.py", "if self._restarts <= self.policy.max_restarts:", "if True:", _STATE + "test_restarts_are_bounded"),
+    Guard("actors/state.py", "not transient or task", "task", _STATE + "test_what_cannot_be_cured_ends_at_once"),
+    Guard("actors/state.py", "or task.attempts + 1 >= self.policy.max_attempts", "", _STATE + "test_what_keeps_failing_ends_with_its_own_error"),
+    Guard("actors/state.py", "                    self._restarts = 0", "                    pass", _STATE + "test_work_done_forgives_earlier_restarts"),
+    Guard("actors/state.py", "self._now - since > self.policy.task_timeout_s", "False", _STATE + "test_a_silent_worker_is_replaced"),
+    Guard("actors/state.py", "self._now - self._lonely_since > self.policy.patience_s", "False", _STATE + "test_no_workers_for_too_long"),
+    Guard("actors/state.py", "            self._lonely_since = None", "            pass", _STATE + "test_patience_starts_again_with_a_worker"),
+    Guard("actors/state.py", "self._now = max(self._now, event.now)", "self._now = event.now", _STATE + "test_a_clock_that_jumps_back_changes_nothing"),
+    Guard("actors/state.py", "        if not self.done:\n            self._hear", "        if True:\n            self._hear", _STATE + "test_what_keeps_failing_ends_with_its_own_error"),
+    Guard("actors/state.py", "if self._awaited is not None or self._is_busy()", "if self._is_busy()", _STATE + "test_every_schedule_ends_whole"),
+    Guard("actors/state.py", "or self._is_busy() or not self._plan()", "or not self._plan()", _STATE + "test_every_schedule_ends_whole"),
+    Guard("actors/state.py", "        if not self._crew(self.home):\n            return False", "", _STATE + "test_every_schedule_ends_whole"),
+    Guard("actors/state.py", "if (unit.tensor, unit.slot) not in held]", "]", _STATE + "test_every_schedule_ends_whole"),
+    Guard("actors/state.py", "if task.kind is not Kind.TRANSFER or self._crew(task.source):", "if True:", _STATE + "test_every_schedule_ends_whole"),
+    Guard("actors/state.py", "while queue and not self._should_pass(queue[0], name):", "while queue:", _STATE + "test_a_failed_task_is_tried_by_somebody_else"),
+    Guard("actors/state.py", "fence=tuple(self._fallen.get(worker.node, ()))", "fence=()", _STATE + "test_stale_and_repeated_answers_are_ignored"),
+    Guard("actors/state.py", "if not node.base:\n            return tuple(self._goal.whole", "if False:\n            return tuple(self._goal.whole", _STATE + "test_every_schedule_ends_whole"),
+    Guard("actors/state.py", "if node.base and slot not in self._changed:", "if node.base:", _STATE + "test_every_schedule_ends_whole"),
+    Guard("actors/state.py", "if len(worker.flying) <= depth and", "if", _STATE + "test_workers_pull_two_tasks_at_a_time"),
+)  # fmt: skip
+
+GUARDS: Final = (*INTEGRITY, *MANIFEST, *PAYLOADS, *WRITING, *STATE)
