@@ -1,6 +1,7 @@
 """`make bench`: every measurement, as a table with the machine it ran on.
 
-python -m benchmarks.run [--repeat 5] [--only planes|transforms|lowrank|load|serve|fragments|shares|quality|rivals]
+python -m benchmarks.run [--repeat 5]
+    [--only planes|transforms|lowrank|load|serve|fragments|sources|shares|quality|rivals]
                          [--write docs/benchmarks.md] [--json FILE] [--plot FILE]
 """
 
@@ -17,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks import load, planes, quality, rivals, rivals_report, serving, shares, transforms
+from benchmarks import load, planes, quality, rivals, rivals_report, serving, shares, sources, transforms
 from benchmarks.measure import Row, machine, markdown
 from holoray.tensor import Array
 
@@ -33,7 +34,18 @@ def main() -> None:
     """Run the suites and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--repeat", type=int, default=5)
-    suites_known = ("planes", "transforms", "lowrank", "load", "serve", "fragments", "shares", "quality", "rivals")
+    suites_known = (
+        "planes",
+        "transforms",
+        "lowrank",
+        "load",
+        "serve",
+        "fragments",
+        "sources",
+        "shares",
+        "quality",
+        "rivals",
+    )
     parser.add_argument("--only", choices=suites_known)
     parser.add_argument("--write", type=Path, help="also write the tables to this file")
     parser.add_argument("--json", type=Path, help="also write every row to this file")
@@ -56,6 +68,10 @@ def main() -> None:
             "load": ("Whole stores of 256 MiB bf16", lambda: load.measure(Path(directory), arguments.repeat)),
             "serve": ("From servers on loopback", lambda: serving.measure(Path(directory), arguments.repeat)),
             "fragments": ("Fragment counts", lambda: load.fragment_counts(arguments.repeat)),
+            "sources": (
+                "Several sources over HTTP, a raw store of 200 MiB",
+                lambda: sources.measure(Path(directory), min(arguments.repeat, 3)),
+            ),
             "shares": ("Any k of 8 shares, CPU time", lambda: shares.measure(Path(directory), arguments.repeat)),
         }
         for name, (title, suite) in suites.items():

@@ -34,6 +34,7 @@ def _mean(histogram: str, *by: str, **labels: str) -> str:
     return f"{total} / {count}"
 
 
+_FAULTS: Final = "~errors|mismatches|trips|quarantined"
 _QUALITY: Final = _on_board("holoray_quality_ratio")
 _TARGET: Final = _on_board("holoray_quality_target_ratio")
 
@@ -220,6 +221,48 @@ _STAGES: Final = Row(
     ),
 )
 
+_SOURCES: Final = Row(
+    "Sources: who gives what, where there are several?",
+    (
+        Panel(
+            "Bytes per second by source",
+            "Received from each source, whatever it was worth.",
+            (Query(_rate("holoray_source_received_bytes_total", "source"), "{{source}}"),),
+            unit="Bps",
+            stacked=True,
+        ),
+        Panel(
+            "Faults by source",
+            "Since the jobs began: requests that failed, wrong digests, opened breakers, proven liars.",
+            (
+                Query(
+                    f"sum by (source, event) ({_on_board('holoray_source_events_total', event=_FAULTS)})",
+                    "{{source}} {{event}}",
+                ),
+            ),
+            absent="None",
+        ),
+        Panel(
+            "Requests by kind",
+            "Requests to all sources; of them second tries, and hedges of what was slow elsewhere.",
+            (Query(_rate("holoray_source_events_total", "event", event="~requests|retries|hedges"), "{{event}}"),),
+            unit="cps",
+        ),
+        Panel(
+            "Hedged bytes",
+            "Share of what was received that was asked for because another source was slow.",
+            (
+                Query(
+                    f"sum({_on_board('holoray_source_hedged_bytes_total')}) / "
+                    f"sum({_on_board('holoray_source_received_bytes_total')})"
+                ),
+            ),
+            unit="percentunit",
+            decimals=2,
+        ),
+    ),
+)
+
 _TRUST: Final = Row(
     "Trust and recovery: what went wrong, and what did it cost?",
     (
@@ -293,7 +336,7 @@ BOARD: Final = Board(
     title="holoray: warm-up",
     description="Progressive model warm-up: how good the model is, how fast it gets better, what is in the way.",
     tiles=_TILES,
-    rows=(_PROGRESS, _STAGES, _TRUST, _SERVED, _WHAT),
+    rows=(_PROGRESS, _STAGES, _SOURCES, _TRUST, _SERVED, _WHAT),
     variables=(
         Variable("job", select("holoray_quality_target_ratio")),
         Variable("instance", select("holoray_quality_target_ratio", 'job=~"$job"')),

@@ -40,15 +40,21 @@ if TYPE_CHECKING:
     from holoray.pipelines.curve import QualityCurve as QualityCurve
     from holoray.pipelines.curve import curve_of as curve_of
     from holoray.pipelines.encode import EncodeReport as EncodeReport
+    from holoray.pipelines.fault_policy import FaultPolicy as FaultPolicy
+    from holoray.pipelines.open_sources import SourceSpec as SourceSpec
+    from holoray.pipelines.open_sources import read_sources as read_sources
     from holoray.pipelines.plan import Target as Target
     from holoray.pipelines.repair import RepairReport as RepairReport
     from holoray.pipelines.repair import repair as repair
     from holoray.pipelines.sealed_store import SealedStore as SealedStore
     from holoray.pipelines.serve import StoreServer as StoreServer
     from holoray.pipelines.serve import serve as serve
+    from holoray.pipelines.source_pool import SourcePool as SourcePool
     from holoray.pipelines.tensor_codec import TensorDecoder as TensorDecoder
     from holoray.pipelines.tensor_codec import encode_tensor as encode_tensor
     from holoray.quality import Quality as Quality
+    from holoray.stores import Faults as Faults
+    from holoray.stores import FaultySource as FaultySource
     from holoray.stores import FlightStore as FlightStore
     from holoray.stores import HttpStore as HttpStore
     from holoray.stores import LocalStore as LocalStore
@@ -66,6 +72,9 @@ _HOMES: Final = {
     "CurvePoint": "pipelines.curve",
     "DeadlineError": "errors",
     "EncodeReport": "pipelines.encode",
+    "FaultPolicy": "pipelines.fault_policy",
+    "Faults": "stores",
+    "FaultySource": "stores",
     "FlightStore": "stores",
     "FormatError": "errors",
     "Fragment": "fragment",
@@ -86,6 +95,8 @@ _HOMES: Final = {
     "ShareSet": "stores",
     "ShareTarget": "stores",
     "Shares": "stores",
+    "SourcePool": "pipelines.source_pool",
+    "SourceSpec": "pipelines.open_sources",
     "Store": "stores",
     "StoreServer": "pipelines.serve",
     "Target": "pipelines.plan",
@@ -100,6 +111,7 @@ _HOMES: Final = {
     "encode_tensor": "pipelines.tensor_codec",
     "open": "pipelines.api",
     "open_shares": "stores",
+    "read_sources": "pipelines.open_sources",
     "repair": "pipelines.repair",
     "serve": "pipelines.serve",
     "warm_up": "actors.warm_model",

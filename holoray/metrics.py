@@ -54,6 +54,17 @@ CATALOGUE: Final[Mapping[str, Description]] = MappingProxyType(
         "holoray_received_bytes_total": Description(
             COUNTER, "Stored bytes received, by fate of their fragments.", ("outcome",)
         ),
+        "holoray_source_received_bytes_total": Description(
+            COUNTER, "Bytes received from each of several sources.", ("source",)
+        ),
+        "holoray_source_hedged_bytes_total": Description(
+            COUNTER, "Bytes asked of a source because another one was slow.", ("source",)
+        ),
+        "holoray_source_events_total": Description(
+            COUNTER,
+            "What happened with a source: requests, retries, hedges, errors, mismatches, trips, quarantined.",
+            ("source", "event"),
+        ),
         "holoray_decoded_bytes_total": Description(COUNTER, "Bytes of weights written by decoding."),
         "holoray_stage_duration_seconds": Description(
             HISTOGRAM, "Time of one unit of work in a stage.", ("stage",), STAGE_BUCKETS

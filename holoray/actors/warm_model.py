@@ -28,8 +28,9 @@ from holoray.actors.worker import JobSpec, Member
 from holoray.checkpoint import save_checkpoint
 from holoray.errors import DeadlineError, HolorayError, QualityError, UsageError, WorkerLostError
 from holoray.kernels import registry
+from holoray.pipelines.fault_policy import FaultPolicy
+from holoray.pipelines.open_sources import Place, open_places
 from holoray.pipelines.sealed_store import SealedStore
-from holoray.stores import Store, open_store
 from holoray.tensor import Array
 
 _POLL_S: Final = 1.0
@@ -39,8 +40,8 @@ OnGeneration = Callable[["WarmModel", Generation], None]
 
 
 def warm_up(
-    uri: Store | str | os.PathLike[str],
-    *,
+    uri: Place,
+    *more_uris: Place,
     workers: int | None = None,
     qualities: Sequence[float] = (1.0,),
     address: str | None = None,
@@ -48,9 +49,11 @@ def warm_up(
     metrics_port: int | None = None,
     on_generation: OnGeneration | None = None,
     policy: Policy | None = None,
+    fault_policy: FaultPolicy | None = None,
 ) -> WarmModel:
     """Start warming a store up through target qualities; returns at once.
 
+    `more_uris`: copies of the store, read together by every worker; `fault_policy`: how they are asked.
     `workers`: processes of one CPU each (default: all CPUs, also those of nodes that join later). `address`: a Ray
     cluster to join (`auto` or host:port); by default the Ray that is already initialised here, else a private local
     one. `expect` pins the root and checks sha256. `metrics_port`: serve `/metrics` there (0: any free port).
@@ -60,14 +63,17 @@ def warm_up(
     that cannot be reached, UsageError for one without meaning.
     """
     started = time.monotonic()
-    store = open_store(uri)
-    if store.in_process:
+    if fault_policy is not None and fault_policy.skip_corrupted:
+        raise UsageError(
+            "a warm-up publishes no generation with holes in it", hint="use load to go on without corrupt fragments"
+        )
+    sealed = open_places((uri, *more_uris), expect, fault_policy)
+    if sealed.store.in_process:
         raise UsageError("a store in this process's memory cannot be shared with workers")
     if workers is not None and workers < 1:
         raise UsageError("a warm-up needs at least one worker")
     if metrics_port is not None and not 0 <= metrics_port <= _MAX_PORT:
         raise UsageError(f"there is no port {metrics_port}", hint=f"0 to {_MAX_PORT}; 0 takes any free port")
-    sealed = SealedStore(store, expect)
     targets = check_qualities(qualities)
     goals(sealed.manifest, targets)
     cpus = workers or len(os.sched_getaffinity(0))

@@ -37,6 +37,13 @@ StorePath = Annotated[
         metavar="STORE",
     ),
 ]
+SourcePaths = Annotated[
+    list[str] | None,
+    typer.Argument(help="Paths or URIs of the store, and of copies of it that are read together.", metavar="STORE..."),
+]
+SourcesFile = Annotated[
+    Path | None, typer.Option("--sources", help="A TOML file with more sources and their priorities.", metavar="FILE")
+]
 MoreShares = Annotated[
     list[str] | None,
     typer.Option("--share", help="STORE is one share of a store, and here is another (repeatable).", metavar="PLACE"),
@@ -215,7 +222,8 @@ def verify(
 
 @app.command()
 def load(
-    store: StorePath,
+    stores: SourcePaths = None,
+    *,
     target: Annotated[Path, typer.Argument(help="The safetensors file to write.", metavar="OUT.safetensors")],
     quality: Annotated[float | None, typer.Option(help="Stop at this quality; 1 means everything.")] = None,
     nbytes: Annotated[
@@ -225,20 +233,30 @@ def load(
         str | None, typer.Option(help="Load these fragment indices of each tensor (planes: layers), e.g. 0,2,5.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to decode: cpu.")] = "cpu",
+    sources: SourcesFile = None,
+    skip_corrupted: Annotated[
+        bool, typer.Option("--skip-corrupted", help="Go on without fragments that are corrupt in every source.")
+    ] = False,
+    min_quality: Annotated[
+        float, typer.Option(help="With --skip-corrupted: fail (exit code 4) if the end is below this quality.")
+    ] = 0.0,
     share: MoreShares = None,
     expect: Expect = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Load a store, or as much of it as asked for, into a safetensors file."""
+    """Load a store, or as much of it as asked for, into a safetensors file.
+
+    Copies of the store may be named before OUT: what one lies about or does not give comes from the others.
+    """
     out = _begin(json, quiet)
-    from holoray.cli.shares import all_shares
+    from holoray.cli.sources import places, policy_of, source_table
+    from holoray.pipelines.open_sources import open_places
     from holoray.pipelines.plan import Target
-    from holoray.pipelines.sealed_store import SealedStore
 
     if device != "cpu":
         raise UsageError(f"device {device!r} is not supported", hint="this version decodes on the cpu")
-    sealed = SealedStore(all_shares(store, share), expect)
+    sealed = open_places(places(stores, sources, share), expect, policy_of(skip_corrupted, min_quality))
     goal = Target(quality, nbytes, None if fragments is None else _indices(fragments))
     manifest = sealed.manifest
     from holoray.pipelines.api import load_file  # the kernels: a wrong path is told without waiting for them
@@ -250,17 +268,21 @@ def load(
             advance(entry.stored_bytes, f"quality {reached:.5f}")
 
         values = asdict(load_file(sealed, target, goal, on_fragment))
+    stats, skipped = sealed.stats(), values.pop("skipped")
     out.result(
-        values,
+        values | ({"skipped": skipped, "sources": [asdict(source) for source in stats]} if stats else {}),
         f"{shown(target)}: quality {values['quality']:.6f} ({decibel(values['snr_db'])}) from "
         f"{human_bytes(values['bytes_read'])} in {values['seconds']:.2f} s",
+        *([source_table(stats)] if stats else []),
     )
+    if skipped:
+        out.warn([f"{skipped} fragments are missing: they, or what they require, are corrupt everywhere"])
     out.warn(sealed.store.notes())
 
 
 @app.command()
 def warmup(
-    store: StorePath,
+    stores: SourcePaths = None,
     workers: Annotated[
         int | None, typer.Option(help="Worker actors; default: one a CPU, also of nodes that join a cluster later.")
     ] = None,
@@ -275,6 +297,7 @@ def warmup(
     patience: Annotated[
         float | None, typer.Option(help="Seconds to wait for a worker, e.g. until a cluster has grown; default: 60.")
     ] = None,
+    sources: SourcesFile = None,
     share: MoreShares = None,
     expect: Expect = None,
     json: Json = False,
@@ -282,13 +305,13 @@ def warmup(
 ) -> None:
     """Warm a model up on Ray: usable generations first, exact at the end."""
     out = _begin(json, quiet)
-    from holoray.cli.shares import all_shares
+    from holoray.cli.sources import places
     from holoray.cli.views import generation_table
     from holoray.cli.warmup import run_warmup
 
     values: dict[str, Any] = run_warmup(
         out,
-        all_shares(store, share),
+        places(stores, sources, share),
         workers=workers,
         qualities=tuple(quality or ()),
         out_dir=out_dir,

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from holoray.cli.output import Output
 from holoray.errors import SourceError
+from holoray.pipelines.open_sources import Place, open_places
 from holoray.pipelines.plan import Target, select
-from holoray.pipelines.sealed_store import SealedStore
-from holoray.stores import Store
 
 if TYPE_CHECKING:
     from holoray.actors.coordinator import Generation
@@ -24,7 +23,7 @@ DEFAULT_QUALITIES = (0.99, 0.9995, 1.0)
 
 def run_warmup(
     out: Output,
-    store: Store | str,
+    places: Sequence[Place],
     *,
     workers: int | None,
     qualities: Sequence[float],
@@ -43,7 +42,7 @@ def run_warmup(
     target = _model_file(out_dir)
     seen: list[Generation] = []
     qualities = qualities or DEFAULT_QUALITIES
-    sealed = SealedStore(store, expect)
+    sealed = open_places(places, expect)
     planned = select(sealed.manifest, Target(quality=max(qualities)))
     nbytes = sum(sealed.manifest.tensors[t].fragments[i].stored_bytes for t, i in planned)
     with out.progress("warming up", nbytes) as advance:
@@ -59,7 +58,7 @@ def run_warmup(
         with (
             redirect_stdout(sys.stderr),
             warm_up(
-                store,
+                *places,
                 workers=workers,
                 qualities=qualities,
                 address=address,

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from holoray.compression import ZSTD
 from holoray.pipelines.encode import EncodeReport, OnTensor
 from holoray.pipelines.encode import encode as encode_with_policy
+from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.loader import OnFragment, load_to_file
-from holoray.pipelines.plan import Target
+from holoray.pipelines.open_sources import Place, open_places
+from holoray.pipelines.plan import Target, select
 from holoray.pipelines.policy import EncodePolicy, parse_patterns
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.stores import Shares, Store, share_target
@@ -70,12 +72,20 @@ def encode(
     return encode_with_policy(checkpoint, target, policy, overwrite=overwrite, threads=threads, on_tensor=on_tensor)
 
 
-def open(uri: Store | str | os.PathLike[str], expect: str | None = None) -> SealedStore:
-    """Open a store; `expect` (`sha256:...`) pins its root and makes loads check sha256, not only xxh3_64.
+def open(
+    uri: Place,
+    *more_uris: Place,
+    expect: str | None = None,
+    fault_policy: FaultPolicy | None = None,
+) -> SealedStore:
+    """Open a store; with `more_uris`, copies of it that are read together and stand in for each other.
+
+    `expect` (`sha256:...`) pins its root and makes loads check sha256, not only xxh3_64; with several places that is
+    always done. `fault_policy`: what loads put up with. A single place is read as it is unless there is a policy.
 
     Raises SourceError if there is none, IntegrityError if its root, manifest or the expectation disagree.
     """
-    return SealedStore(uri, expect)
+    return open_places((uri, *more_uris), expect, fault_policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +100,8 @@ class LoadReport:
     relative_error: float
     snr_db: float
     seconds: float
+    skipped: int = 0
+    """Planned fragments that are not in the result, because they or what they require are corrupt everywhere."""
 
 
 def load_file(
@@ -100,8 +112,15 @@ def load_file(
 ) -> LoadReport:
     """Load to a target straight into a safetensors file; neither the store nor the model need fit into memory."""
     start = time.perf_counter()
+    target = target or Target()
     progress = load_to_file(
-        sealed.store, sealed.manifest, path, target or Target(), strict=sealed.strict, on_fragment=on_fragment
+        sealed.store,
+        sealed.manifest,
+        path,
+        target,
+        strict=sealed.strict,
+        on_fragment=on_fragment,
+        policy=sealed.policy,
     )
     quality = progress.quality
     return LoadReport(
@@ -113,4 +132,5 @@ def load_file(
         relative_error=quality.relative_error,
         snr_db=quality.snr_db,
         seconds=time.perf_counter() - start,
+        skipped=len(select(sealed.manifest, target)) - progress.fragments_read,
     )

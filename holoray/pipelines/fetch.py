@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from holoray.errors import IntegrityError
 from holoray.fragment import FragmentEntry
-from holoray.stores.base import Store, fragment_file
-
-
-@dataclass(slots=True)
-class _Span:
-    """Fragments that follow each other in one file."""
-
-    file: int
-    offset: int
-    length: int
-    members: list[int]
-
-
-Verify = Callable[[int, memoryview], None]
-"""Called with the place of an entry and the bytes read for it, fewer than stored where the file ends; may raise."""
+from holoray.stores.base import Check, Part, Span, Store, fragment_file
 
 
 def fetch(
@@ -28,38 +14,41 @@ def fetch(
     entries: Sequence[FragmentEntry],
     landings: Sequence[memoryview | None],
     buffer: memoryview,
-    verify: Verify,
-) -> list[memoryview]:
+    check: Check,
+) -> tuple[list[memoryview], dict[int, IntegrityError]]:
     """Read the payloads of `entries`: to their landing where they have one, else into `buffer`; one view per entry.
 
-    `buffer` is as long as all payloads without a landing together. Hashing takes a third of the time while the bytes
-    are still in the processor's cache, so `verify` gets them after each read and not after all of them.
+    `buffer` is as long as all payloads without a landing together. `check` gets the place of an entry and its bytes;
+    also returned is what is wrong, by the place of the entry.
     """
-    views: list[memoryview] = [buffer[:0]] * len(entries)
-    for i, (entry, landing) in enumerate(zip(entries, landings, strict=True)):
-        if landing is not None:
-            views[i] = landing[: store.read_into(fragment_file(entry.file), entry.offset, landing)]
-            verify(i, views[i])
+    spans = [
+        Span(fragment_file(entry.file), entry.offset, landing, (Part(i, 0, entry.stored_bytes),))
+        for i, (entry, landing) in enumerate(zip(entries, landings, strict=True))
+        if landing is not None
+    ]
     position = 0
-    for span in _spans(entries, [i for i, landing in enumerate(landings) if landing is None]):
-        got = store.read_into(fragment_file(span.file), span.offset, buffer[position : position + span.length])
-        for member in span.members:
-            start = position + entries[member].offset - span.offset
-            end = min(start + entries[member].stored_bytes, position + got)
-            views[member] = buffer[start : max(start, end)]
-            verify(member, views[member])
-        position += span.length
-    return views
+    for run in _runs(entries, [i for i, landing in enumerate(landings) if landing is None]):
+        offset = entries[run[0]].offset
+        parts = [Part(i, entries[i].offset - offset, entries[i].offset - offset + entries[i].stored_bytes) for i in run]
+        length = parts[-1].stop
+        spans.append(Span(fragment_file(entries[run[0]].file), offset, buffer[position : position + length], parts))
+        position += length
+    views: list[memoryview] = [buffer[:0]] * len(entries)
+    for span in spans:
+        for part in span.parts:
+            views[part.member] = span.out[part.start : part.stop]
+    return views, store.read_spans(spans, check)
 
 
-def _spans(entries: Sequence[FragmentEntry], members: Sequence[int]) -> list[_Span]:
-    spans: list[_Span] = []
+def _runs(entries: Sequence[FragmentEntry], members: Sequence[int]) -> list[list[int]]:
+    """The members in groups of fragments that follow each other in one file."""
+    runs: list[list[int]] = []
+    end = (-1, -1)
     for member in sorted(members, key=lambda i: (entries[i].file, entries[i].offset)):
         entry = entries[member]
-        last = spans[-1] if spans else None
-        if last is not None and (last.file, last.offset + last.length) == (entry.file, entry.offset):
-            last.length += entry.stored_bytes
-            last.members.append(member)
+        if end == (entry.file, entry.offset):
+            runs[-1].append(member)
         else:
-            spans.append(_Span(entry.file, entry.offset, entry.stored_bytes, [member]))
-    return spans
+            runs.append([member])
+        end = (entry.file, entry.offset + entry.stored_bytes)
+    return runs

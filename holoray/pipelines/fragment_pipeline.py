@@ -16,9 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final, Protocol
 
 from holoray.errors import CapacityError, FormatError, HolorayError, IntegrityError
+from holoray.fragment import FragmentEntry
 from holoray.integrity import check as check_integrity
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.scratch import Scratch
@@ -27,6 +29,7 @@ from holoray.pipelines.budget import ByteBudget
 from holoray.pipelines.fetch import fetch
 from holoray.pipelines.meter import Laps, Meter, Tally
 from holoray.pipelines.plan import Unit, batches
+from holoray.pipelines.source_pool import SourcePool
 from holoray.stores.base import Store
 
 # Handing a batch to a thread costs some 0.1 ms; a small model still needs a few batches a thread.
@@ -51,7 +54,8 @@ class FragmentPipeline:
     """Carries units of one sealed store to their destination.
 
     `strict` checks sha256 besides xxh3_64; `finalize=False` leaves tensors as accumulated. Errors stop the run: the
-    first one is raised once all threads are idle.
+    first one is raised once all threads are idle. With `skip_corrupted` a damaged fragment is no error: units go on
+    without it, and without what requires it.
     """
 
     def __init__(
@@ -64,11 +68,13 @@ class FragmentPipeline:
         budget_bytes: int = BUDGET_BYTES,
         meter: Meter | None = None,
         finalize: bool = True,
+        skip_corrupted: bool = False,
     ) -> None:
         self._store = store
         self._manifest = manifest
         self._strict = strict
         self._finalize = finalize
+        self._skip_corrupted = skip_corrupted
         self._threads = threads or len(os.sched_getaffinity(0))
         self.budget = ByteBudget(budget_bytes)
         self.meter = meter or Meter()
@@ -86,6 +92,8 @@ class FragmentPipeline:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             finally:  # after an error, or an interrupt while waiting: what has not begun never will
                 pool.shutdown(wait=True, cancel_futures=True)
+            if isinstance(self._store, SourcePool):
+                self.meter.add(Tally(sources=self._store.take_counts()))
         try:
             for future in done:
                 future.result()
@@ -106,12 +114,16 @@ class FragmentPipeline:
                 laps.start()
                 for unit, accumulator in zip(batch, opened, strict=True):
                     own, payloads = payloads[: len(unit.fragments)], payloads[len(unit.fragments) :]
-                    self._decode(unit, own, accumulator, scratch, tally, laps)
+                    intact, own = _intact(unit, own)
+                    if intact.fragments:
+                        self._decode(intact, own, accumulator, scratch, tally, laps)
+                    else:
+                        accumulator.discard(unit.slot)
                     done += 1
                     tensors.done(unit.tensor)
                     laps.lap("finalize")
-                    if on_unit is not None:
-                        on_unit(unit)
+                    if on_unit is not None and intact.fragments:
+                        on_unit(intact)
                         laps.start()
         except BaseException:
             for unit, accumulator in zip(batch[done:], opened[done:], strict=True):
@@ -123,23 +135,31 @@ class FragmentPipeline:
     @contextmanager
     def _fetched(
         self, batch: Sequence[Unit], landings: Sequence[memoryview | None], tally: Tally, laps: Laps
-    ) -> Iterator[Sequence[memoryview]]:
-        """The payloads of a batch, every one of which is what the manifest says."""
+    ) -> Iterator[Sequence[memoryview | None]]:
+        """The payloads of a batch, every one of which is what the manifest says; None for one that is skipped."""
         members = [(unit, fragment) for unit in batch for fragment in unit.fragments]
         entries = [fragment for _, fragment in members]
         buffered = sum(e.stored_bytes for e, landing in zip(entries, landings, strict=True) if landing is None)
 
-        def verify(member: int, payload: memoryview) -> None:
+        def check(member: int, payload: memoryview) -> IntegrityError | None:
             laps.lap("fetch")
             unit, fragment = members[member]
-            with self._located(unit, tally):
-                name = self._manifest.tensors[unit.tensor].name
+            name = self._manifest.tensors[unit.tensor].name
+            try:
                 check_integrity(name, fragment, payload, strict=self._strict, source=self._store.uri)
-            laps.lap("verify")
+            except IntegrityError as error:
+                tally.count("corrupt", 1, fragment.stored_bytes)
+                return error
+            finally:
+                laps.lap("verify")
+            return None
 
         with self.budget.borrow(buffered) as buffer:
             laps.start()
-            yield fetch(self._store, entries, landings, buffer, verify)
+            views, wrong = fetch(self._store, entries, landings, buffer, check)
+            if wrong and not self._skip_corrupted:
+                raise wrong[min(wrong)]
+            yield [None if member in wrong else view for member, view in enumerate(views)]
 
     def _decode(
         self,
@@ -202,6 +222,20 @@ class _OpenTensors:
         if self._finalize:
             accumulator.finalize()
         self._destination.close(tensor)
+
+
+def _intact(unit: Unit, payloads: Sequence[memoryview | None]) -> tuple[Unit, list[memoryview]]:
+    """The unit without the fragments that have no payload, and without those that require one of them."""
+    kept: list[FragmentEntry] = []
+    found: list[memoryview] = []
+    gone: set[int] = set()
+    for fragment, payload in zip(unit.fragments, payloads, strict=True):  # in the order of their layers
+        if payload is None or fragment.requires in gone:
+            gone.add(fragment.index)
+        else:
+            kept.append(fragment)
+            found.append(payload)
+    return (replace(unit, fragments=tuple(kept)) if gone else unit), found
 
 
 def _located(error: HolorayError, tensor: str, unit: Unit, source: str) -> HolorayError:

@@ -14,10 +14,12 @@ from holoray.kernels.memory import zeros
 from holoray.kernels.registry import make_accumulator, state_nbytes
 from holoray.manifest import Manifest
 from holoray.pipelines.curve import Key
+from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.ledger import QualityLedger
 from holoray.pipelines.meter import Meter
 from holoray.pipelines.plan import Target, Unit, check_quality_reached, select, units
+from holoray.pipelines.source_pool import SourcePool
 from holoray.pipelines.verify import check_sizes
 from holoray.quality import Quality
 from holoray.stores.base import Store
@@ -30,10 +32,19 @@ OnFragment = Callable[[str, int, float], None]
 class Loader:
     """Weights of a sealed store in this process's memory, refined in place by every further `load`."""
 
-    def __init__(self, store: Store, manifest: Manifest, *, strict: bool = False, meter: Meter | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        *,
+        strict: bool = False,
+        meter: Meter | None = None,
+        policy: FaultPolicy | None = None,
+    ) -> None:
         self._store = store
         self._manifest = manifest
-        self._pipeline = FragmentPipeline(store, manifest, strict=strict, meter=meter)
+        self._policy = policy or FaultPolicy()
+        self._pipeline = _pipeline(store, manifest, strict, meter, self._policy)
         self._progress = Progress(manifest)
         self._accumulators: dict[int, Accumulator] = {}
 
@@ -41,14 +52,15 @@ class Loader:
         """Fetch what the target needs and is not there yet; returns the quality reached.
 
         Raises QualityError or CapacityError before anything is read if the target cannot be met, IntegrityError for
-        a damaged fragment; what was loaded before stays usable.
+        a damaged fragment, SourceError if no source answers; what was loaded before stays usable. With a policy that
+        skips what is corrupted, the quality reached may be below the target; QualityError below its `min_quality`.
         """
         target = target or Target()
         keys = [key for key in select(self._manifest, target) if not self._progress.has(key)]
-        check_sizes(self._store, self._manifest)
+        _check_store(self._store, self._manifest, self._policy)
         _check_memory(self._manifest)
         self._pipeline.run(units(self._manifest, keys), self, self._progress.callback(on_fragment))
-        check_quality_reached(self.quality, target)
+        check_quality_reached(self.quality, target, self._policy)
         return self.quality
 
     @property
@@ -141,17 +153,31 @@ def load_to_file(
     strict: bool = False,
     meter: Meter | None = None,
     on_fragment: OnFragment | None = None,
+    policy: FaultPolicy | None = None,
 ) -> Progress:
     """Load to a target straight into a safetensors file (whole or not at all); tensors left out are zeros."""
+    policy = policy or FaultPolicy()
     keys = select(manifest, target)
-    check_sizes(store, manifest)
+    _check_store(store, manifest, policy)
     progress = Progress(manifest)
-    pipeline = FragmentPipeline(store, manifest, strict=strict, meter=meter)
+    pipeline = _pipeline(store, manifest, strict, meter, policy)
     with SafetensorsWriter(path, [t.spec for t in manifest.tensors], manifest.metadata) as writer:
         # Bytes never written read as zeros: the writer allocates the file up front.
         pipeline.run(units(manifest, keys), FileDestination(manifest, writer), progress.callback(on_fragment))
-        check_quality_reached(progress.quality, target)
+        check_quality_reached(progress.quality, target, policy)
     return progress
+
+
+def _pipeline(
+    store: Store, manifest: Manifest, strict: bool, meter: Meter | None, policy: FaultPolicy
+) -> FragmentPipeline:
+    return FragmentPipeline(store, manifest, strict=strict, meter=meter, skip_corrupted=policy.skip_corrupted)
+
+
+def _check_store(store: Store, manifest: Manifest, policy: FaultPolicy) -> None:
+    """Find a truncated store out before memory is allocated; but where others may have what it lacks, let it be."""
+    if not policy.skip_corrupted and not isinstance(store, SourcePool):
+        check_sizes(store, manifest)
 
 
 def _new_accumulator(manifest: Manifest, tensor: int) -> Accumulator:

@@ -23,6 +23,8 @@ class Tally:
     fragments: Counter[str] = field(default_factory=Counter)
     received_bytes: Counter[str] = field(default_factory=Counter)
     decoded_bytes: int = 0
+    sources: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """What each source of a pool did: by its URI and the name of the count."""
 
     def merge(self, other: Tally) -> None:
         for name, histogram in other.stages.items():
@@ -30,6 +32,7 @@ class Tally:
         self.fragments += other.fragments
         self.received_bytes += other.received_bytes
         self.decoded_bytes += other.decoded_bytes
+        self.sources += other.sources
 
     def observe(self, stage: str, seconds: float) -> None:
         """Count one unit of work in a stage."""
@@ -101,3 +104,8 @@ def record(metrics: JobMetrics, tally: Tally) -> None:
         metrics.inc("holoray_fragments_total", count, outcome=outcome)
         metrics.inc("holoray_received_bytes_total", tally.received_bytes[outcome], outcome=outcome)
     metrics.inc("holoray_decoded_bytes_total", tally.decoded_bytes)
+    for (source, what), count in tally.sources.items():
+        if what in ("received_bytes", "hedged_bytes"):
+            metrics.inc(f"holoray_source_{what}_total", count, source=source)
+        else:
+            metrics.inc("holoray_source_events_total", count, source=source, event=what)

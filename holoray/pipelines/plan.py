@@ -17,6 +17,7 @@ from holoray.errors import QualityError, UsageError
 from holoray.fragment import FragmentEntry, TensorEntry
 from holoray.manifest import Manifest
 from holoray.pipelines.curve import Key, store_curve, streaming_keys
+from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.quality import Quality, check_target
 
 
@@ -189,7 +190,15 @@ def batches(work: Sequence[Unit], nbytes: int) -> list[tuple[Unit, ...]]:
     return out
 
 
-def check_quality_reached(quality: Quality, target: Target) -> None:
-    """Raise QualityError if a load that went as planned ended below its target: the manifest's gains lied."""
-    if target.quality is not None and not quality.reaches(target.quality):
-        raise QualityError(f"the load ended at quality {quality.ratio!r} instead of {target.quality}")
+def check_quality_reached(quality: Quality, target: Target, policy: FaultPolicy) -> None:
+    """Raise QualityError for a load that ended below what was asked for.
+
+    Where corrupt fragments are skipped, that is the policy's `min_quality`; elsewhere it means that the manifest's
+    gains lied.
+    """
+    wanted = policy.min_quality if policy.skip_corrupted else target.quality
+    if wanted and not quality.reaches(wanted):
+        raise QualityError(
+            f"the load ended at quality {quality.ratio!r} instead of {wanted}",
+            hint="add a source with an honest copy, or accept less" if policy.skip_corrupted else "",
+        )

@@ -11,7 +11,9 @@ from holoray.fragment import TensorEntry
 from holoray.integrity import format_root, parse_root
 from holoray.manifest import MAX_MANIFEST_BYTES, Manifest, read_manifest
 from holoray.pipelines.curve import CurvePoint, QualityCurve, curve_of, store_curve
+from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.plan import Target, select
+from holoray.pipelines.source_pool import SourcePool, SourceStats
 from holoray.pipelines.verify import BadFragment, verify
 from holoray.stores import MANIFEST, Store, find_shares, fragment_file, open_store
 from holoray.stores.root import read_root
@@ -25,21 +27,24 @@ class SealedStore:
     """A store whose `ROOT` matches its manifest.
 
     `expect` (`sha256:...`) pins the root. Where it is given, and for a remote store, the fragments are also checked
-    against sha256, not only xxh3_64 (which anybody on the way could forge).
+    against sha256, not only xxh3_64 (which anybody on the way could forge). `policy`: what loads put up with.
     A store whose shares lie in folders `share-*` inside `where` is opened as a `ShareSet`.
     Raises SourceError if there is no store, IntegrityError if root, manifest or expectation disagree.
     """
 
-    def __init__(self, where: Store | str | os.PathLike[str], expect: str | None = None) -> None:
+    def __init__(
+        self, where: Store | str | os.PathLike[str], expect: str | None = None, policy: FaultPolicy | None = None
+    ) -> None:
         self.store = open_store(where)
+        self.policy = policy or (self.store.policy if isinstance(self.store, SourcePool) else FaultPolicy())
         try:
-            self.root, encoded = read_root(self.store), self.store.read(MANIFEST, MAX_MANIFEST_BYTES)
+            self.root = read_root(self.store)
         except SourceError:  # asking for shares first would cost every other store a round trip
             shares = find_shares(self.store)
             if shares is None:
                 raise
             self.store = shares
-            self.root, encoded = read_root(self.store), shares.read(MANIFEST, MAX_MANIFEST_BYTES)
+            self.root = read_root(self.store)
         self.strict = expect is not None or self.store.remote
         if expect is not None and self.root != parse_root(expect, what="--expect"):
             raise IntegrityError(
@@ -47,16 +52,18 @@ class SealedStore:
                 hint="this is another model or another version than you asked for",
                 source=self.store.uri,
             )
+        manifest = read_manifest(self.store.read_checked(MANIFEST, MAX_MANIFEST_BYTES, self._check_manifest))
+        names = {fragment_file(file.number): file.number for file in manifest.files}
+        lost = self.store.unreadable(list(names))
+        self.manifest: Manifest = manifest.without({names[name]: why for name, why in lost.items()})
+
+    def _check_manifest(self, encoded: bytes) -> None:
         if format_root(encoded) != self.root:
             raise IntegrityError(
                 f"the manifest of {self.store.uri} does not match its ROOT",
                 hint="the store is damaged: copy it again",
                 source=self.store.uri,
             )
-        manifest = read_manifest(encoded)
-        names = {fragment_file(file.number): file.number for file in manifest.files}
-        lost = self.store.unreadable(list(names))
-        self.manifest: Manifest = manifest.without({names[name]: why for name, why in lost.items()})
 
     def load(
         self,
@@ -74,7 +81,11 @@ class SealedStore:
         """A load that can stop at a target and go on from there."""
         from holoray.pipelines.loader import Loader  # brings the kernels, a second of imports that reading needs not
 
-        return Loader(self.store, self.manifest, strict=self.strict)
+        return Loader(self.store, self.manifest, strict=self.strict, policy=self.policy)
+
+    def stats(self) -> list[SourceStats]:
+        """What each source did so far, where there are several."""
+        return self.store.stats() if isinstance(self.store, SourcePool) else []
 
     def planned_bytes(self, target: Target) -> int:
         """Bytes of the fragments that a load to the target would fetch."""

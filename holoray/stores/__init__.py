@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from holoray.errors import UsageError
 from holoray.stores.base import MANIFEST, ROOT, Store, fragment_file, is_journal, is_own, journal_file
+from holoray.stores.faulty import Faults, FaultySource
 from holoray.stores.flight import FlightStore
 from holoray.stores.http import HttpStore
 from holoray.stores.limits import ReadLimits
@@ -17,10 +18,13 @@ from holoray.stores.share_set import ShareSet, find_shares
 from holoray.stores.share_target import ShareTarget
 from holoray.stores.shares import Shares, share_folder
 from holoray.stores.uri import scheme_of
+from holoray.stores.wrapped import WrappedStore
 
 __all__ = [
     "MANIFEST",
     "ROOT",
+    "Faults",
+    "FaultySource",
     "FlightStore",
     "HttpStore",
     "LocalStore",
@@ -31,6 +35,7 @@ __all__ = [
     "ShareTarget",
     "Shares",
     "Store",
+    "WrappedStore",
     "find_shares",
     "fragment_file",
     "is_journal",

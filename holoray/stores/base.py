@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from holoray.errors import LimitError, UsageError
+from holoray.errors import IntegrityError, LimitError, UsageError
 from holoray.fragment import fragment_file as fragment_file  # which errors about fragments name as well
 
 ROOT: Final = "ROOT"
@@ -55,6 +56,29 @@ def check_blob_name(name: str) -> str:
     if not is_blob_name(name):
         raise UsageError(f"{name!r} is not a file name of a store")
     return name
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is checked at once: `member` is its name for who checks, `start` and `stop` its place in the span."""
+
+    member: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A range of a blob, from `offset` on, and where it is to be put; its parts follow each other without gaps."""
+
+    name: str
+    offset: int
+    out: memoryview
+    parts: Sequence[Part]
+
+
+Check = Callable[[int, memoryview], IntegrityError | None]
+"""Called with a member and its bytes, fewer than there should be where the blob ends: what is wrong with them."""
 
 
 class Store(ABC):
@@ -123,3 +147,24 @@ class Store(ABC):
         out = bytearray(size)
         got = self.read_into(name, 0, memoryview(out))
         return bytes(out[:got])
+
+    def read_checked(self, name: str, limit: int, check: Callable[[bytes], None]) -> bytes:
+        """A whole blob that `check` does not raise over; a store with several copies tries them all."""
+        data = self.read(name, limit)
+        check(data)
+        return data
+
+    def read_spans(self, spans: Sequence[Span], check: Check) -> dict[int, IntegrityError]:
+        """Read spans into their places and check each part as soon as it is there; returns what is wrong, by member.
+
+        `check` is called from the calling thread: hashing takes a third of the time while the bytes are still in the
+        processor's cache. A store with several copies reads elsewhere what does not pass.
+        """
+        wrong: dict[int, IntegrityError] = {}
+        for span in spans:
+            got = self.read_into(span.name, span.offset, span.out)
+            for part in span.parts:
+                error = check(part.member, span.out[part.start : max(part.start, min(part.stop, got))])
+                if error is not None:
+                    wrong[part.member] = error
+        return wrong

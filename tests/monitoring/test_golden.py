@@ -56,6 +56,12 @@ def at_work(metrics: JobMetrics, second: int) -> None:
     for outcome, amount in (("applied", 100), ("redone", 10), ("corrupt", 1)):
         metrics.inc("holoray_fragments_total", amount, outcome=outcome)
         metrics.inc("holoray_received_bytes_total", 1000 * amount, outcome=outcome)
+    for source, received, requests in (("near", 60_000, 5), ("far", 40_000, 3)):
+        metrics.inc("holoray_source_received_bytes_total", received, source=source)
+        metrics.inc("holoray_source_events_total", requests, source=source, event="requests")
+    metrics.inc("holoray_source_hedged_bytes_total", 2000, source="far")
+    for source, event, count in (("near", "errors", 2), ("far", "mismatches", 1), ("far", "hedges", 1)):
+        metrics.inc("holoray_source_events_total", count, source=source, event=event)
     metrics.inc("holoray_decoded_bytes_total", 250_000)
     metrics.inc("holoray_combine_bytes_total", 3000)
     metrics.inc("holoray_served_bytes_total", 5000)
@@ -205,6 +211,13 @@ EXPECTED: Final[dict[tuple[str, str, str], Result]] = {
     ("Time per unit of work, 95 %", "A", "at-work"): by(
         "stage", fetch=0.0128 + 0.95 * 0.0128, accumulate=0.1024 * 2 - 0.05 * 0.1024
     ),
+    ("Bytes per second by source", "A", "at-work"): by("source", near=60_000, far=40_000),
+    ("Faults by source", "A", "at-work"): {
+        labels(source="near", event="errors"): 16,
+        labels(source="far", event="mismatches"): 8,
+    },
+    ("Requests by kind", "A", "at-work"): by("event", requests=8, hedges=1),
+    ("Hedged bytes", "A", "at-work"): {ALL: 0.02},
     ("Fragments by fate", "A", "at-work"): by("outcome", applied=100, redone=10, corrupt=1),
     ("Bytes by fate", "A", "at-work"): by("outcome", applied=800_000, redone=80_000, corrupt=8000),
     ("Actors alive", "A", "at-work"): by("role", worker=4),
