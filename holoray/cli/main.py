@@ -190,12 +190,13 @@ def verify(
     from holoray.cli.shares import all_shares, share_faults, share_faults_table
     from holoray.pipelines.sealed_store import SealedStore
     from holoray.pipelines.verify import BadFragment
+    from holoray.stores import ShareSet
 
-    root, bad, bad_shares = None, [], []
+    root, bad, bad_shares, in_shares = None, [], [], False
     try:
         sealed = SealedStore(all_shares(store, share), expect)
         root = sealed.root
-        bad_shares = share_faults(out, sealed.store)
+        in_shares, bad_shares = isinstance(sealed.store, ShareSet), share_faults(out, sealed.store)
         with out.progress("verifying", sum(t.stored_bytes for t in sealed.manifest.tensors)) as advance:
             bad = sealed.verify(lambda nbytes: advance(nbytes, ""))
     except (FormatError, IntegrityError) as error:  # root or manifest: nothing behind them can be believed
@@ -208,7 +209,7 @@ def verify(
             "root": root,
             "ok": not bad and not bad_shares,
             "bad": [asdict(row) for row in bad],
-            "bad_shares": [asdict(row) for row in bad_shares],
+            **({"bad_shares": [asdict(row) for row in bad_shares]} if in_shares else {}),
         },
         f"{len(bad)} faults in {shown(store)}" if bad else f"{shown(store)} is whole, root {root}",
         *([faults] if bad else []),

@@ -23,7 +23,7 @@ def places(stores: Sequence[str] | None, file: Path | None, shares: Sequence[str
     first: list[Place] = [all_shares(store, shares) for store in (stores or ())[:1]]
     found = (*first, *(stores or ())[1:], *(read_sources(file) if file is not None else ()))
     if not found:
-        raise UsageError("Missing argument 'STORE...'", hint="name a store, or a file with --sources")
+        raise UsageError("Missing argument 'STORE...'", hint="name a store, or a file with --sources; see --help")
     return found
 
 

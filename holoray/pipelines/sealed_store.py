@@ -38,24 +38,28 @@ class SealedStore:
         self.store = open_store(where)
         self.policy = policy or (self.store.policy if isinstance(self.store, SourcePool) else FaultPolicy())
         try:
-            self.root = read_root(self.store)
+            manifest = self._open(expect)
         except SourceError:  # asking for shares first would cost every other store a round trip
             shares = find_shares(self.store)
             if shares is None:
                 raise
             self.store = shares
-            self.root = read_root(self.store)
+            manifest = self._open(expect)
         self.strict = expect is not None or self.store.remote
+        names = {fragment_file(file.number): file.number for file in manifest.files}
+        lost = self.store.unreadable(list(names))
+        self.manifest: Manifest = manifest.without({names[name]: why for name, why in lost.items()})
+
+    def _open(self, expect: str | None) -> Manifest:
+        """The manifest that the root of the store stands for."""
+        self.root = read_root(self.store)
         if expect is not None and self.root != parse_root(expect, what="--expect"):
             raise IntegrityError(
                 f"{self.store.uri} has root {self.root}, not the expected one",
                 hint="this is another model or another version than you asked for",
                 source=self.store.uri,
             )
-        manifest = read_manifest(self.store.read_checked(MANIFEST, MAX_MANIFEST_BYTES, self._check_manifest))
-        names = {fragment_file(file.number): file.number for file in manifest.files}
-        lost = self.store.unreadable(list(names))
-        self.manifest: Manifest = manifest.without({names[name]: why for name, why in lost.items()})
+        return read_manifest(self.store.read_checked(MANIFEST, MAX_MANIFEST_BYTES, self._check_manifest))
 
     def _check_manifest(self, encoded: bytes) -> None:
         if format_root(encoded) != self.root:
