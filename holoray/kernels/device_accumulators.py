@@ -43,6 +43,9 @@ class DeviceRawAccumulator(RawAccumulator):
     def landing(self, entry: FragmentEntry) -> None:
         """Nothing is read straight to a device."""
 
+    def discard(self, slot: int) -> None:
+        """Nothing was read here."""
+
     def read_slot(self, slot: int) -> npt.NDArray[Any]:
         return self._device.download(super().read_slot(slot))
 

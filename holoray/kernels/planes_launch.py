@@ -70,15 +70,18 @@ def launch(device: Device, runs: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     """Decode `runs` (RUN[n], addresses of the device); waits. Each kernel sees all runs and leaves the others alone."""
     if runs.dtype != RUN or runs.ndim != 1 or runs.size == 0:
         raise UsageError("launch takes RUN records, one at least")
+    if not (1 <= int(runs["count"].min()) and int(runs["count"].max()) <= lay.RUN):
+        raise UsageError(f"a run has 1 to {lay.RUN} weights")
     if np.any(runs["out"] % 16) or np.any(runs["sections"] % 16):
         raise UsageError("runs and sections on a device lie at multiples of 16 bytes")
     steps = {step for run in runs for step in kernels_for(int(run["held"]), int(run["layers"]))}
     records, bad = device.upload(runs.view(np.uint8)), device.zeros(runs.shape, np.uint32)
-    arguments = (np.uint64(device.address(records)), np.uint64(device.address(bad)))
+    blocks = lay.blocks(int(runs["count"].max()))
+    arguments = (np.uint64(device.address(records)), np.uint64(device.address(bad)), np.uint32(blocks))
     for module, kernel in ORDER:
         if (module, kernel) in steps:
             shared = _OUTLIER_BYTES if kernel == "planes_decode_tail" else 0
-            device.launch(module, kernel, Geometry(lay.BLOCKS * runs.size, THREADS, shared), arguments)
+            device.launch(module, kernel, Geometry(blocks * runs.size, THREADS, shared), arguments)
     return device.download(bad)
 
 

@@ -6,7 +6,9 @@ import ctypes
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ def compile_kernels(folder: Path) -> ctypes.CDLL:
     One translation unit: parsing the C++ library once is most of the time. Namespaces keep the modules apart.
     """
     assert COMPILER is not None
-    text, library = folder / "kernels.cpp", folder / "kernels.so"
+    text, library = folder / "kernels.cpp", folder / "kernels.so"  # which stays mapped when its file is gone
     text.write_text("".join(_in_namespace(module) for module in MODULES))
     subprocess.run([COMPILER, *FLAGS, "-include", HEADER, text, "-o", library], check=True, timeout=100)
     return ctypes.CDLL(str(library))
@@ -48,6 +50,13 @@ def _in_namespace(module: str) -> str:
         for name in kernels(module)
     )
     return f"namespace {module} {{\n{source(module)}{doors}}}\n"
+
+
+@cache
+def kernels_on_cpu() -> CpuDevice:
+    """The device of this process; compiled at its first use."""
+    with tempfile.TemporaryDirectory() as folder:
+        return CpuDevice(compile_kernels(Path(folder)))
 
 
 class CpuDevice:

@@ -43,51 +43,48 @@ template <bool FILL> FN void to_pairs(u32 (&d)[23], u32 sign, u32 (&o)[16]) {
 }
 
 // ---- from scratch: layers 0..layers-1. Dynamic shared memory: with the tail the mask of outliers, 8 KiB, else none.
-template <bool WHOLE> FN void decode(const Run* runs, u32* bad) {
+// Loops over streams stay rolled (their code is long), so what they gather lies in shared memory, each lane's own.
+template <bool WHOLE> FN void decode(const Run* runs, u32* bad, u32 blocks) {
   PROLOGUE(!r.held && r.layers && (r.layers > TAIL) == WHOLE)
   __shared__ u32 sizes[GROUPS];  // records of each group
+  __shared__ u32 tails[TAIL_PLANES][THREADS];
   u32* const outlier = WHOLE ? (u32*)dynamic_shared() : nullptr;
   const int layers = WHOLE ? TAIL : r.layers, planes = layer_end(r, layers - 1);
   if (!check_outliers(f, block, outlier)) GIVE_UP;
 #pragma unroll 1
   for (int pass = 0; pass < 2; ++pass) {
     for (int g = warp; g < groups; g += WARPS) {
-      u32 n[TAIL + TAIL_PLANES + 1] = {0};
 #pragma unroll 1
       for (int w = lane; w < ROW; w += 32) {
         const Place place(r, base + g, w);
-        u32 S = 0, sign = 0, d[23];
-#pragma unroll
-        for (int l = 0, p = 0; l < TAIL; ++l)
-          if (l < layers) {
-            u32 N = 0;
-            for (; p < layer_end(r, l); ++p) N |= row_word(r, PLANE + p, base + g, w);
-            N &= ~S;
-            S |= N;
-            if (pass) sign |= deposit(r, SIGNS + l, &f.count[stream_of(l)][g], N, lane);
-            else n[l] += __popc(N);
-          }
-        u32 below = 0;
+        u32 S = 0, sign = 0, below = 0;
+#pragma unroll 1
+        for (int l = 0, p = 0; l < layers; ++l) {
+          u32 N = 0, *at = &f.count[stream_of(l)][g];
+          for (; p < layer_end(r, l); ++p) N |= row_word(r, PLANE + p, base + g, w);
+          N &= ~S;
+          S |= N;
+          if (pass) sign |= deposit(r, SIGNS + l, at, N, lane);
+          else add_count(at, __popc(N), lane);
+        }
         if (WHOLE) {
           u32 A = 0;
-#pragma unroll
+#pragma unroll 1
           for (int q = 0, p = 0; q < TAIL_PLANES; ++q) {  // takers: significant, and fewer than 8 digits known above
+            u32* at = &f.count[STREAM_TAIL + q][g];
             for (; p < planes - 7 + q; ++p) A |= row_word(r, PLANE + p, base + g, w);
-            if (pass) d[16 + q] = deposit(r, TAIL_BITS + q, &f.count[STREAM_TAIL + q][g], S & ~A, lane);
-            else n[TAIL + q] += __popc(S & ~A);
+            if (pass) tails[q][threadIdx.x] = deposit(r, TAIL_BITS + q, at, S & ~A, lane);
+            else add_count(at, __popc(S & ~A), lane);
           }
           below = place.inside() & ~(S | outlier[g * ROW + w]);
-          if (!pass) n[TAIL + TAIL_PLANES] += __popc(below);
+          if (!pass) add_count(&f.count[STREAM_RECORDS][g], __popc(below), lane);
         }
         if (!pass) continue;
+        u32 d[23], o[16], lows[3] = {0, 0, 0};
 #pragma unroll
         for (int q = 0; q < 16; ++q) d[q] = q >= 16 - planes ? row_word(r, PLANE + q - 16 + planes, base + g, w) : 0;
-        if (!WHOLE) {
-          d[16] = ALL;
 #pragma unroll
-          for (int q = 17; q < 23; ++q) d[q] = 0;
-        }
-        u32 o[16], lows[3] = {0, 0, 0};
+        for (int q = 0; q < TAIL_PLANES; ++q) d[16 + q] = WHOLE ? tails[q][threadIdx.x] : q ? 0 : ALL;
         to_pairs<!WHOLE>(d, sign, o);
         if (WHOLE) load_lows(r, base + g, w, lows);
         const u32 bias = (u32)(r.threshold + r.top - planes) * (PAIR << 7);
@@ -95,21 +92,13 @@ template <bool WHOLE> FN void decode(const Run* runs, u32* bad) {
         for (int j = 0; j < 16; ++j) place.store(j, (o[j] + bias) & ~halves(o[j] << 1), low_bits(lows, j));
         if (WHOLE) write_records(f, g, place, below, lows, lane);
       }
-      if (pass) continue;
-#pragma unroll
-      for (int l = 0; l < TAIL; ++l) add_count(&f.count[stream_of(l)][g], n[l], lane);
-      if (WHOLE) {
-#pragma unroll
-        for (int q = 0; q <= TAIL_PLANES; ++q) add_count(&f.count[STREAM_TAIL + q][g], n[TAIL + q], lane);
-        if (!lane) sizes[g] = f.count[STREAM_RECORDS][g];
-      }
     }
     if (pass) break;
-    if (!settle(f, block, 0, WHOLE ? STREAM_RECORDS : stream_of(layers - 1))) GIVE_UP;
+    if (!settle(f, block, 0, WHOLE ? STREAM_RECORDS : stream_of(layers - 1), sizes)) GIVE_UP;
     if (WHOLE && !settle_escapes(f, block, groups, sizes)) GIVE_UP;
   }
   patch_outliers(r, block);
 }
-extern "C" __global__ void __launch_bounds__(THREADS) planes_decode(const Run* runs, u32* bad) { decode<false>(runs, bad); }
-extern "C" __global__ void __launch_bounds__(THREADS) planes_decode_tail(const Run* runs, u32* bad) { decode<true>(runs, bad); }
+extern "C" __global__ void __launch_bounds__(THREADS) planes_decode(const Run* runs, u32* bad, u32 blocks) { decode<false>(runs, bad, blocks); }
+extern "C" __global__ void __launch_bounds__(THREADS) planes_decode_tail(const Run* runs, u32* bad, u32 blocks) { decode<true>(runs, bad, blocks); }
 

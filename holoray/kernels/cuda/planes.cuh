@@ -54,7 +54,7 @@ FN u32 claim(u32* at, u32 own, int lane) {
 }
 FN void add_count(u32* at, u32 own, int lane) {
   const u32 sum = warp_sum(own);
-  if (!lane) *at = sum;
+  if (!lane) *at += sum;
 }
 
 // Bits of x, lowest first, to the set places of m. A bit moves up by the zeros of m below its place: whole nibbles first
@@ -148,25 +148,25 @@ FN void store_one(const Run& r, u32 k, u32 bits) {  // the upper 16 bits of a we
     ((u16*)r.out)[k] = (u16)bits;
 }
 
-// ---- the frame of every kernel: the run, the counts of its streams in shared memory, and what is found wrong
+// ---- the frame of every kernel, of which `blocks` thread blocks work on each run: the run, the counts of its streams in shared memory, and what is found wrong
 struct Frame {
   Run run;
   u32 count[STREAMS + 1][GROUPS];  // how many take part of each group; then where the group begins in its stream
   u32 bad;                         // a stream + 1
 };
-#define PROLOGUE(concerned)                                                                                       \
-  __shared__ Frame f;                                                                                             \
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, block = blockIdx.x % RUN_BLOCKS;                    \
-  u32* const failed = bad + blockIdx.x / RUN_BLOCKS;                                                              \
-  if (threadIdx.x < sizeof(Run) / 4)                                                                              \
-    ((u32*)&f.run)[threadIdx.x] = ((const u32*)(runs + blockIdx.x / RUN_BLOCKS))[threadIdx.x];                    \
-  for (int i = threadIdx.x; i < (STREAMS + 1) * GROUPS; i += THREADS) (&f.count[0][0])[i] = 0;                    \
-  if (!threadIdx.x) f.bad = *failed;                                                                              \
-  __syncthreads();                                                                                                \
-  const Run& r = f.run;                                                                                           \
-  if (f.bad || !(concerned) || (u32)block * BLOCK >= r.count) return;                                             \
-  const u32 left = r.count - block * BLOCK;                                                                       \
-  const int groups = left >= BLOCK ? GROUPS : (int)((left + GROUP - 1) / GROUP), base = block * GROUPS;           \
+#define PROLOGUE(concerned)                                                                             \
+  __shared__ Frame f;                                                                                   \
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, block = blockIdx.x % blocks;              \
+  u32* const failed = bad + blockIdx.x / blocks;                                                        \
+  if (threadIdx.x < sizeof(Run) / 4)                                                                    \
+    ((u32*)&f.run)[threadIdx.x] = ((const u32*)(runs + blockIdx.x / blocks))[threadIdx.x];              \
+  for (int i = threadIdx.x; i < (STREAMS + 1) * GROUPS; i += THREADS) (&f.count[0][0])[i] = 0;          \
+  if (!threadIdx.x) f.bad = *failed;                                                                    \
+  __syncthreads();                                                                                      \
+  const Run& r = f.run;                                                                                 \
+  if (f.bad || !(concerned) || (u32)block * BLOCK >= r.count) return;                                   \
+  const u32 left = r.count - block * BLOCK;                                                             \
+  const int groups = left >= BLOCK ? GROUPS : (int)((left + GROUP - 1) / GROUP), base = block * GROUPS; \
   (void)base, (void)groups, (void)lane, (void)warp;
 
 FN u32 bytes_of(int stream, u32 entries) {
@@ -184,8 +184,9 @@ FN bool agrees(const Run& r, int stream, int block, u32 entries) {
   return start <= end && end <= r.count && end - start == entries && bytes_of(stream, end) <= length &&
          (block || !start) && (!last || bytes_of(stream, end) == length);
 }
-// Turns the counts of streams first..last into where groups begin. False, for all threads, if one does not agree.
-FN bool settle(Frame& f, int block, int first, int last) {
+// Turns the counts of streams first..last into where groups begin; `records` (if not null) keeps those of the records.
+// False, for all threads, if one does not agree.
+FN bool settle(Frame& f, int block, int first, int last, u32* records) {
   __syncthreads();
   const int s = threadIdx.x >> 4, g = threadIdx.x & 15;
   const u32 own = f.count[s][g];
@@ -195,6 +196,7 @@ FN bool settle(Frame& f, int block, int first, int last) {
     const u32 y = __shfl_up_sync(ALL, v, d);
     if (g >= d) v += y;
   }
+  if (records && s == STREAM_RECORDS) records[g] = own;
   if (s >= first && s <= last && s != STREAM_OUTLIERS) {
     if (g == 15 && !agrees(f.run, s, block, v)) atomicMax(&f.bad, s + 1u);
     f.count[s][g] = f.run.offset[s][block] + v - own;
@@ -245,7 +247,7 @@ FN bool settle_escapes(Frame& f, int block, int groups, const u32* sizes) {
     for (u32 q = lane; q < sizes[g]; q += 32) n += (record(f.run, f.count[STREAM_RECORDS][g] + q) & 15) == ESCAPE;
     add_count(&f.count[STREAM_ESCAPES][g], n, lane);
   }
-  return settle(f, block, STREAM_ESCAPES, STREAM_ESCAPES);
+  return settle(f, block, STREAM_ESCAPES, STREAM_ESCAPES, nullptr);
 }
 // Writes the lane's weights in `below`; `lows` are the rows of the float16 bits that words lack.
 FN void write_records(Frame& f, int g, const Place& place, u32 below, const u32 (&lows)[3], int lane) {

@@ -19,13 +19,12 @@ FN u32 refined(u32 word, u32 digit, u32 sign, int exponent, u32 limit) {
 }
 FN u32 spread(u32 row, int j) { return (row >> j & PAIR) * 0xffffu; }
 
-extern "C" __global__ void __launch_bounds__(THREADS) planes_refine(const Run* runs, u32* bad) {
+extern "C" __global__ void __launch_bounds__(THREADS) planes_refine(const Run* runs, u32* bad, u32 blocks) {
   PROLOGUE(r.held > 0 && r.held < TAIL && r.layers > r.held)
   const int layers = r.layers < TAIL ? r.layers : TAIL, begin = layer_end(r, r.held - 1), end = layer_end(r, layers - 1);
 #pragma unroll 1
   for (int pass = 0; pass < 2; ++pass) {
     for (int g = warp; g < groups; g += WARPS) {
-      u32 n[TAIL] = {0};
 #pragma unroll 1
       for (int w = lane; w < ROW; w += 32) {
         const Place place(r, base + g, w);
@@ -35,16 +34,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) planes_refine(const Run* r
           x[j] = place.load(j, lows[j]);
           S |= nonzero(x[j] & MAGNITUDES) >> 15 << j;
         }
-#pragma unroll
-        for (int l = 1; l < TAIL; ++l)
-          if (l >= r.held && l < layers) {
-            u32 N = 0;
-            for (int p = layer_end(r, l - 1); p < layer_end(r, l); ++p) N |= row_word(r, PLANE + p, base + g, w);
-            N &= ~S;
-            S |= N;
-            if (pass) sign |= deposit(r, SIGNS + l, &f.count[stream_of(l)][g], N, lane);
-            else n[l] += __popc(N);
-          }
+#pragma unroll 1
+        for (int l = r.held, p = begin; l < layers; ++l) {
+          u32 N = 0, *at = &f.count[stream_of(l)][g];
+          for (; p < layer_end(r, l); ++p) N |= row_word(r, PLANE + p, base + g, w);
+          N &= ~S;
+          S |= N;
+          if (pass) sign |= deposit(r, SIGNS + l, at, N, lane);
+          else add_count(at, __popc(N), lane);
+        }
         if (!pass) continue;
 #pragma unroll 1
         for (int p = begin; p < end; ++p) {
@@ -57,27 +55,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) planes_refine(const Run* r
 #pragma unroll
         for (int j = 0; j < 16; ++j) place.store(j, x[j], lows[j]);
       }
-      if (pass) continue;
-#pragma unroll
-      for (int l = 1; l < TAIL; ++l) add_count(&f.count[stream_of(l)][g], n[l], lane);
     }
-    if (!pass && !settle(f, block, stream_of(r.held), stream_of(layers - 1))) GIVE_UP;
+    if (!pass && !settle(f, block, stream_of(r.held), stream_of(layers - 1), nullptr)) GIVE_UP;
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) planes_tail(const Run* runs, u32* bad) {
+extern "C" __global__ void __launch_bounds__(THREADS) planes_tail(const Run* runs, u32* bad, u32 blocks) {
   PROLOGUE(r.held > 0 && r.held <= TAIL && r.layers > TAIL)
   __shared__ u32 sizes[GROUPS];
+  __shared__ u32 tails[TAIL_PLANES][THREADS];  // each lane's own
   const u32 lowest = r.threshold + r.tail_cut;
   const u32 limit = (u32)(r.threshold + (r.top < r.tail_cut + 7 ? r.top : r.tail_cut + 7)) << 7;
 #pragma unroll 1
   for (int pass = 0; pass < 2; ++pass) {
     for (int g = warp; g < groups; g += WARPS) {
-      u32 n[TAIL_PLANES + 1] = {0};
 #pragma unroll 1
       for (int w = lane; w < ROW; w += 32) {
         const Place place(r, base + g, w);
-        u32 x[16], kept[16], k0 = 0, k1 = 0, k2 = 0, S = 0, d[TAIL_PLANES];
+        u32 x[16], kept[16], k0 = 0, k1 = 0, k2 = 0, S = 0;
 #pragma unroll
         for (int j = 0; j < 16; ++j) {  // how many digits are known behind the leading one; 7: all
           x[j] = place.load(j, kept[j]);
@@ -88,19 +83,22 @@ extern "C" __global__ void __launch_bounds__(THREADS) planes_tail(const Run* run
           k2 |= (known >> 2 & PAIR) << j;
           S |= nonzero(m) >> 15 << j;
         }
-#pragma unroll
+#pragma unroll 1
         for (int q = 0; q < TAIL_PLANES; ++q) {  // takers of digit q + 1: at most 6 - q known, compared bit by bit
           const u32 c0 = (6 - q) & 1 ? ALL : 0, c1 = (6 - q) & 2 ? ALL : 0, c2 = (6 - q) & 4 ? ALL : 0;
           const u32 at_most = (~k2 & c2) | (~(k2 ^ c2) & ((~k1 & c1) | (~(k1 ^ c1) & (~k0 | c0))));
-          if (pass) d[q] = deposit(r, TAIL_BITS + q, &f.count[STREAM_TAIL + q][g], S & at_most, lane);
-          else n[q] += __popc(S & at_most);
+          u32* at = &f.count[STREAM_TAIL + q][g];
+          if (pass) tails[q][threadIdx.x] = deposit(r, TAIL_BITS + q, at, S & at_most, lane);
+          else add_count(at, __popc(S & at_most), lane);
         }
         const u32 below = place.inside() & ~S;
         if (!pass) {
-          n[TAIL_PLANES] += __popc(below);
+          add_count(&f.count[STREAM_RECORDS][g], __popc(below), lane);
           continue;
         }
-        u32 lows[3];
+        u32 lows[3], d[TAIL_PLANES];
+#pragma unroll
+        for (int q = 0; q < TAIL_PLANES; ++q) d[q] = tails[q][threadIdx.x];
         load_lows(r, base + g, w, lows);
         const Fill lone((int)lowest);
 #pragma unroll
@@ -116,18 +114,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) planes_tail(const Run* run
         }
         write_records(f, g, place, below, lows, lane);
       }
-      if (pass) continue;
-#pragma unroll
-      for (int q = 0; q <= TAIL_PLANES; ++q) add_count(&f.count[STREAM_TAIL + q][g], n[q], lane);
-      if (!lane) sizes[g] = f.count[STREAM_RECORDS][g];
     }
     if (pass) break;
-    if (!settle(f, block, STREAM_TAIL, STREAM_RECORDS)) GIVE_UP;
+    if (!settle(f, block, STREAM_TAIL, STREAM_RECORDS, sizes)) GIVE_UP;
     if (!settle_escapes(f, block, groups, sizes)) GIVE_UP;
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) planes_low(const Run* runs, u32* bad) {
+extern "C" __global__ void __launch_bounds__(THREADS) planes_low(const Run* runs, u32* bad, u32 blocks) {
   PROLOGUE(r.held == LOW && r.layers > LOW)
   const u32 first = block * BLOCK, end = first + (left < BLOCK ? left : BLOCK);
   const u16* low = (const u16*)r.section[LOW_BITS];
