@@ -59,9 +59,11 @@ def cpu() -> Iterator[Finding]:
     features = [name for name, has in llvmlite.binding.get_host_cpu_features().items() if has]
     vectors = [name for name in ("avx2", "avx512f", "bmi2", "neon", "sve") if name in features]
     deposits = "by one instruction" if HARDWARE else "by tables"
-    detail = f"{platform.machine()}, {cores} cores, {' '.join(vectors) or 'no vectors known'}; bits are deposited {deposits}"
+    detail = (
+        f"{platform.machine()}, {cores} cores, {' '.join(vectors) or 'no vectors known'}; bits are deposited {deposits}"
+    )
     yield Finding("cpu", OK, detail)
-    yield Finding("numba", OK, f"{numba.__version__}, {numba.config.NUMBA_NUM_THREADS} threads")
+    yield Finding("numba", OK, f"{numba.__version__}, {numba.get_num_threads()} threads")
 
 
 def ray() -> Iterator[Finding]:
@@ -83,7 +85,10 @@ def shared_memory() -> Iterator[Finding]:
 
 def tools() -> Iterator[Finding]:
     """Programs that some parts ask for: the monitoring tests, and the tests of CUDA kernels on a CPU."""
-    for program, hint in (("promtool", "on Debian: apt-get install prometheus"), ("g++", "on Debian: apt-get install g++")):
+    for program, hint in (
+        ("promtool", "on Debian: apt-get install prometheus"),
+        ("g++", "on Debian: apt-get install g++"),
+    ):
         path = shutil.which(program)
         yield Finding(program, OK, path) if path else Finding(program, MISSING, "not on the PATH", hint)
 
@@ -156,7 +161,9 @@ def _compiler() -> Finding:
         store(device, device.upload(np.ones(8, np.float32)), out, 1)
         works = bool((device.download(out) == 2).all())
     except (HolorayError, RuntimeError) as error:  # what CuPy raises for compilers and drivers
-        return Finding("nvrtc", BROKEN, str(error).splitlines()[0], "reinstall the extra for your driver's CUDA version")
+        return Finding(
+            "nvrtc", BROKEN, str(error).splitlines()[0], "reinstall the extra for your driver's CUDA version"
+        )
     return Finding("nvrtc", OK if works else BROKEN, "a kernel was compiled and ran")
 
 

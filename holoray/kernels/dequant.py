@@ -23,7 +23,9 @@ def check_quantised(q: Any, scales: Any, zeros: Any, out: Any, *, bits: int, gro
     wanted = ((q, stored, np.int8 if bits == 8 else np.uint8), (scales, (rows, groups), np.float32))
     for array, shape, dtype in (*wanted, (zeros, (rows, groups), np.int8)):
         if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
-            raise UsageError(f"a {array.dtype} array of {array.shape} where a contiguous {dtype.__name__} {shape} should be")
+            raise UsageError(
+                f"a {array.dtype} array of {array.shape} where a contiguous {dtype.__name__} {shape} should be"
+            )
 
 
 def dequantise(

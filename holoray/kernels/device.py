@@ -15,7 +15,7 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Thread blocks of a launch, threads of a block, bytes of dynamic shared memory; one dimension serves all kernels."""
+    """Thread blocks of a launch, threads of a block, bytes of dynamic shared memory. One dimension serves all."""
 
     grid: int
     block: int

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from holoray.codecs import planes_layout as lay
 from holoray.codecs.base import Codec
 from holoray.codecs.planes import PlanesCodec
 from holoray.fragment import FragmentEntry

@@ -88,7 +88,9 @@ def inverse_dct(device: Device, coefficients: Any, out: Any, exponent: int, tile
     Twin: `spectral.inverse_tiles` and `rounding.store`. Sums run in another order: equal within rounding.
     """
     if not 1 <= tile <= MAX_TILE:
-        raise UsageError(f"tiles of {tile} do not fit into a thread block", hint=f"this kernel takes tiles up to {MAX_TILE}")
+        raise UsageError(
+            f"tiles of {tile} do not fit into a thread block", hint=f"this kernel takes tiles up to {MAX_TILE}"
+        )
     if coefficients.dtype != np.float32 or coefficients.ndim != 2 or coefficients.shape != out.shape:
         raise UsageError(f"{coefficients.dtype} of {coefficients.shape} is not a float32 matrix of {out.shape}")
     kind = output_dtype(out)
@@ -96,10 +98,14 @@ def inverse_dct(device: Device, coefficients: Any, out: Any, exponent: int, tile
     if out.size == 0:
         return
     tables = [device.upload(cosines(n)) for n in (tile, rows % tile, tile, columns % tile)]
-    arguments = (
-        _address(device, coefficients), _address(device, out), np.uint64(rows), np.uint64(columns), np.uint32(tile),
-        *(_address(device, table) for table in tables), *_finish(kind, exponent),
-    )  # fmt: skip
+    ends = _address(device, coefficients), _address(device, out)
+    sizes = np.uint64(rows), np.uint64(columns), np.uint32(tile)
+    arguments: tuple[np.generic, ...] = (
+        *ends,
+        *sizes,
+        *(_address(device, table) for table in tables),
+        *_finish(kind, exponent),
+    )
     geometry = Geometry(-(-rows // tile) * -(-columns // tile), _THREADS, 8 * tile * tile)
     device.launch("dct", "inverse_dct", geometry, arguments)
 

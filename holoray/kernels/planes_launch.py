@@ -1,8 +1,8 @@
 """Launching the kernels of `planes`: runs described by records, many in one launch; and the twin on the CPU.
 
-A record (`RUN`) says where a run's weights and raw sections lie, what it holds and what it is to hold. Both `launch` and
-`launch_on_cpu` bring every run from `held` to `layers` and return uint32[runs]: 0, or a stream + 1 that does not have as
-many entries as the planes ask for. The weights of such a run are then undefined; nothing else was touched.
+A record (`RUN`) says where a run's weights and raw sections lie, what it holds and what it is to hold. Both `launch`
+and `launch_on_cpu` bring every run from `held` to `layers` and return uint32[runs]: 0, or a stream + 1 that does not
+have as many entries as the planes ask for. The weights of such a run are then undefined; nothing else was touched.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ RUN: Final = np.dtype(
         ("tail_cut", "<i4"),
         ("held", "<i4"),
         ("layers", "<i4"),
-        ("unused", "<u4"),
+        ("unused", "<u4", 2),
     ]
 )
-"""`Run` of planes.cuh: addresses where the kernels run, lengths in bytes, sections with `SLACK` readable bytes behind."""
+"""`Run` of planes.cuh: addresses where the kernels run, lengths in bytes; `SLACK` readable bytes behind sections."""
 SLACK: Final = 16
 THREADS: Final = 256
 _OUTLIER_BYTES: Final = 4 * (lay.BLOCK // 32)
@@ -70,7 +70,7 @@ def launch(device: Device, runs: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     """Decode `runs` (RUN[n], addresses of the device); waits. Each kernel sees all runs and leaves the others alone."""
     if runs.dtype != RUN or runs.ndim != 1 or runs.size == 0:
         raise UsageError("launch takes RUN records, one at least")
-    if not (1 <= int(runs["count"].min()) and int(runs["count"].max()) <= lay.RUN):
+    if not (int(runs["count"].min()) >= 1 and int(runs["count"].max()) <= lay.RUN):
         raise UsageError(f"a run has 1 to {lay.RUN} weights")
     if np.any(runs["out"] % 16) or np.any(runs["sections"] % 16):
         raise UsageError("runs and sections on a device lie at multiples of 16 bytes")
@@ -109,7 +109,7 @@ def decode_layers(fixed: tuple[Any, ...], held: int, layers: int, sections: tupl
     if held == 0:
         top, tail_cut = fixed[-2:]
         held = layers if top - tail_cut <= FUSED_PLANES or layers <= lay.TAIL else lay.TAIL
-        bad = decode_run(*fixed, held, *sections)
+        bad = decode_run(*fixed, held, *sections)  # type: ignore[call-arg]
     if not bad and held < layers:
-        bad = refine_run(*fixed, held, layers, *sections)
+        bad = refine_run(*fixed, held, layers, *sections)  # type: ignore[call-arg]
     return int(bad)

@@ -1,7 +1,7 @@
 """Streams and staging memory that are borrowed and returned: asking the driver for either anew stalls a device.
 
-Both pools are filled by the device they serve (`cuda.device.CudaDevice`, or `host` where there is none), are safe to use
-from several threads, and hand out what came back last, which is most likely still in a cache.
+Both are told how to make what they lend (`HostStream` and `host_memory` where there is no device), are safe to use from
+several threads, and hand out what came back last, which is most likely still in a cache.
 """
 
 from __future__ import annotations

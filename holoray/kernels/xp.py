@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from holoray.errors import DeviceError
 
 INSTALL_HINT = "install the extra for your driver: pip install 'holoray[cuda13]' (or cuda12), and see `holoray doctor`"
+
+_NO_DEVICE: Final = 100
+"""cudaErrorNoDevice, for which CuPy has no name."""
 
 
 @cache
@@ -36,7 +39,7 @@ def device_count() -> int:
     try:
         return int(runtime.getDeviceCount())
     except runtime.CUDARuntimeError as error:
-        if error.status == runtime.cudaErrorNoDevice:
+        if error.status == _NO_DEVICE:
             return 0
         raise DeviceError(
             f"the CUDA driver does not answer: {error}",

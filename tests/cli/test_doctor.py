@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -29,7 +30,9 @@ def diagnose(device: str = "cpu") -> dict[str, Any]:
 
 
 def test_it_runs_as_a_program_and_says_what_there_is() -> None:
-    done = subprocess.run([sys.executable, "-m", "holoray", "doctor", "--json"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "holoray", "doctor", "--json"], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     findings = {f["subject"]: f for f in json.loads(done.stdout)["findings"]}
@@ -51,12 +54,14 @@ def test_asking_for_what_is_missing_is_exit_code_5() -> None:
         count = xp.device_count()
     except DeviceError:
         count = 0
-    done = subprocess.run([sys.executable, "-m", "holoray", "doctor", "--device", "cuda"], capture_output=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "holoray", "doctor", "--device", "cuda"], capture_output=True, timeout=120
+    )
     assert done.returncode == (0 if count else DeviceError.exit_code)
     assert (b"warning:" in done.stderr) == (count == 0)
 
 
-class RuntimeFailure(RuntimeError):
+class RuntimeFailureError(RuntimeError):
     status = 35
 
 
@@ -68,11 +73,13 @@ def cupy_with(devices: int | Exception) -> Any:
             raise devices
         return devices
 
-    runtime = SimpleNamespace(getDeviceCount=count, CUDARuntimeError=RuntimeFailure, cudaErrorNoDevice=100)
+    runtime = SimpleNamespace(getDeviceCount=count, CUDARuntimeError=RuntimeFailureError)
     return SimpleNamespace(__version__="14", cuda=SimpleNamespace(runtime=runtime))
 
 
-@pytest.mark.parametrize(("devices", "said"), [(0, "no device"), (RuntimeFailure("insufficient driver"), "insufficient")])
+@pytest.mark.parametrize(
+    ("devices", "said"), [(0, "no device"), (RuntimeFailureError("insufficient driver"), "insufficient")]
+)
 def test_a_driver_without_devices_or_none_at_all(monkeypatch: pytest.MonkeyPatch, devices: Any, said: str) -> None:
     monkeypatch.setattr(xp, "cupy", lambda: cupy_with(devices))
     answer = diagnose("cuda")
@@ -85,6 +92,6 @@ def test_a_driver_without_devices_or_none_at_all(monkeypatch: pytest.MonkeyPatch
 
 
 def test_full_shared_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(total=64 << 20, free=1 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=64 << 20, free=1 << 20))
     (finding,) = doctor.shared_memory()
     assert "--shm-size" in finding.hint

@@ -60,11 +60,11 @@ def kernels_on_cpu() -> CpuDevice:
 
 
 class CpuDevice:
-    """NumPy arrays in the places of device arrays; `launches` tells what ran."""
+    """NumPy arrays in the places of device arrays; `launches` tells what ran. Without a library only memory works."""
 
     multiprocessors = 2
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL | None) -> None:
         self._library = library
         self.launches: list[tuple[str, Geometry]] = []
 
@@ -98,5 +98,3 @@ class CpuDevice:
 
     def synchronize(self) -> None:
         """Launches are done when they return."""
-
-

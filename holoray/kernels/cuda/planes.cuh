@@ -22,7 +22,7 @@ struct Run {               // planes_launch.RUN; addresses are the device's
   u32 offset[STREAMS][RUN_BLOCKS + 1];
   u32 count;
   int kind, threshold, top, tail_cut, held, layers;  // holds layers 0..held-1, is to hold 0..layers-1
-  u32 unused;
+  u32 unused[2];
 };
 static_assert(sizeof(Run) == 1016, "planes_launch.RUN");
 
@@ -164,7 +164,9 @@ struct Frame {
   if (!threadIdx.x) f.bad = *failed;                                                                    \
   __syncthreads();                                                                                      \
   const Run& r = f.run;                                                                                 \
-  if (f.bad || !(concerned) || (u32)block * BLOCK >= r.count) return;                                   \
+  const bool skip = f.bad || !(concerned) || (u32)block * BLOCK >= r.count;                             \
+  __syncthreads(); /* nobody writes f.bad before all have read it */                                    \
+  if (skip) return;                                                                                     \
   const u32 left = r.count - block * BLOCK;                                                             \
   const int groups = left >= BLOCK ? GROUPS : (int)((left + GROUP - 1) / GROUP), base = block * GROUPS; \
   (void)base, (void)groups, (void)lane, (void)warp;
