@@ -21,7 +21,7 @@ from holoray.kernels.device import Geometry
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 NO_COMPILER = "needs a C++ compiler to run CUDA kernels on the CPU; on Debian: apt-get install g++"
-KERNEL = re.compile(r'extern "C" __global__ void(?: __launch_bounds__\(\w+\))? (\w+)\(')
+KERNEL = re.compile(r'extern "C" __global__ void(?: __launch_bounds__\([^)]*\))? (\w+)\(')
 # -ffp-contract=off: a CPU that fuses where the GPU's text does not say so would differ in the last place.
 FLAGS = ("-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-w")
 

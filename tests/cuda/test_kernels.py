@@ -88,7 +88,8 @@ def test_dequantising_equals_its_twin(
     zeros = rng.integers(-8, 16, groups).astype(np.int8)
     expected, got = outputs(device, (rows, columns), dtype)
     dequant.dequantise(q, scales, zeros, expected, bits=width, group=group)
-    launchers.dequantise(device, *map(device.upload, (q, scales, zeros)), got, bits=width, group=group)
+    on_device = [device.upload(array) for array in (q, scales, zeros)]
+    launchers.dequantise(device, on_device[0], on_device[1], on_device[2], got, bits=width, group=group)
     assert np.array_equal(bits(expected), bits(device.download(got)))
 
 

@@ -99,6 +99,6 @@ template <bool WHOLE> FN void decode(const Run* runs, u32* bad, u32 blocks) {
   }
   patch_outliers(r, block);
 }
-extern "C" __global__ void __launch_bounds__(THREADS) planes_decode(const Run* runs, u32* bad, u32 blocks) { decode<false>(runs, bad, blocks); }
-extern "C" __global__ void __launch_bounds__(THREADS) planes_decode_tail(const Run* runs, u32* bad, u32 blocks) { decode<true>(runs, bad, blocks); }
+extern "C" __global__ void __launch_bounds__(THREADS, 3) planes_decode(const Run* runs, u32* bad, u32 blocks) { decode<false>(runs, bad, blocks); }
+extern "C" __global__ void __launch_bounds__(THREADS, 3) planes_decode_tail(const Run* runs, u32* bad, u32 blocks) { decode<true>(runs, bad, blocks); }
 

@@ -19,7 +19,7 @@ FN u32 refined(u32 word, u32 digit, u32 sign, int exponent, u32 limit) {
 }
 FN u32 spread(u32 row, int j) { return (row >> j & PAIR) * 0xffffu; }
 
-extern "C" __global__ void __launch_bounds__(THREADS) planes_refine(const Run* runs, u32* bad, u32 blocks) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3) planes_refine(const Run* runs, u32* bad, u32 blocks) {
   PROLOGUE(r.held > 0 && r.held < TAIL && r.layers > r.held)
   const int layers = r.layers < TAIL ? r.layers : TAIL, begin = layer_end(r, r.held - 1), end = layer_end(r, layers - 1);
 #pragma unroll 1
@@ -60,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) planes_refine(const Run* r
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) planes_tail(const Run* runs, u32* bad, u32 blocks) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3) planes_tail(const Run* runs, u32* bad, u32 blocks) {
   PROLOGUE(r.held > 0 && r.held <= TAIL && r.layers > TAIL)
   __shared__ u32 sizes[GROUPS];
   __shared__ u32 tails[TAIL_PLANES][THREADS];  // each lane's own
@@ -121,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) planes_tail(const Run* run
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) planes_low(const Run* runs, u32* bad, u32 blocks) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3) planes_low(const Run* runs, u32* bad, u32 blocks) {
   PROLOGUE(r.held == LOW && r.layers > LOW)
   const u32 first = block * BLOCK, end = first + (left < BLOCK ? left : BLOCK);
   const u16* low = (const u16*)r.section[LOW_BITS];
