@@ -78,7 +78,7 @@ security: $(STAMP) ## Rewrite the table of faults in SECURITY.md from the marks 
 	$(BIN)/python tests/security/security_table.py
 
 gpu-check: ## Run the tests that need a GPU, with GPU_PYTHON as it is: nothing is installed
-	$(GPU_PYTHON) -m pytest -m gpu $(ARGS)
+	$(GPU_PYTHON) -m pytest -m gpu tests/cuda $(ARGS)
 
 gpu-bench: ## Measure the CUDA kernels on the GPU at hand, with GPU_PYTHON as it is
 	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)

@@ -37,5 +37,5 @@ def test_an_error_names_the_file_and_line_that_a_person_can_open() -> None:
 
 
 def test_unknown_modules_are_refused() -> None:
-    with pytest.raises(UsageError, match="planes_refine"):
+    with pytest.raises(UsageError, match="nonsense"):
         source("nonsense")
