@@ -7,7 +7,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format bench bench-rivals soak fuzz mutants security dashboards wheel clean
+.PHONY: help install demo test lint format bench bench-rivals soak gpu-check gpu-bench fuzz mutants security dashboards wheel clean
 
 VENV ?= .venv
 ARGS ?=
@@ -17,6 +17,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FRESH := $(VENV)/.kernels
 RIVALS := $(VENV)-rivals
+# A GPU host often has no package index, but a Python that has CuPy.
+GPU_PYTHON ?= python3
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --constraint constraints.txt
 
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -74,6 +76,12 @@ mutants: $(FRESH) ## Switch off each guard once: every one must turn a test red
 
 security: $(STAMP) ## Rewrite the table of faults in SECURITY.md from the marks on the tests
 	$(BIN)/python tests/security/security_table.py
+
+gpu-check: ## Run the tests that need a GPU, with GPU_PYTHON as it is: nothing is installed
+	$(GPU_PYTHON) -m pytest -m gpu tests/cuda $(ARGS)
+
+gpu-bench: ## Measure the CUDA kernels on the GPU at hand, with GPU_PYTHON as it is
+	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
 dashboards: $(STAMP) ## Rewrite the Grafana board, Prometheus' configuration and its rules
 	$(BIN)/python -m dashboards.generate

@@ -102,3 +102,9 @@ class WorkerLostError(HolorayError):
     """Workers died and no replacement could finish their part."""
 
     exit_code = 5
+
+
+class DeviceError(HolorayError):
+    """There is no usable accelerator, or what drives it is missing."""
+
+    exit_code = 5

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_cpu import COMPILER, NO_COMPILER, kernels_on_cpu
 
 from holoray.codecs import get_codec
 from holoray.codecs.base import present_with_prerequisites
@@ -24,7 +25,8 @@ from holoray.errors import IntegrityError, QualityError, UsageError
 from holoray.fragment import Fragment, TensorEntry
 from holoray.integrity import Digests
 from holoray.kernels.accumulator import Accumulator
-from holoray.kernels.registry import make_accumulator
+from holoray.kernels.device_accumulators import device_dtype
+from holoray.kernels.registry import DEVICE_ACCUMULATORS, make_accumulator, make_device_accumulator
 from holoray.kernels.scratch import Scratch
 from holoray.pipelines.tensor_codec import TensorDecoder, encode_tensor
 from holoray.tensor import DTYPES, Array, as_bytes
@@ -38,7 +40,14 @@ def on_cpu(entry: TensorEntry) -> Accumulator:
     return make_accumulator(entry.spec, get_codec(entry.codec, entry.config), out)
 
 
-BACKENDS: dict[str, Backend] = {"cpu": on_cpu}
+def on_device(entry: TensorEntry) -> Accumulator:
+    """The CUDA kernels themselves, compiled for the CPU."""
+    device = kernels_on_cpu()
+    out = device.zeros(entry.spec.shape, device_dtype(entry.spec))
+    return make_device_accumulator(entry.spec, get_codec(entry.codec, entry.config), out, device)
+
+
+BACKENDS: dict[str, Backend] = {"cpu": on_cpu, "cuda kernels": on_device}
 CODECS: dict[str, dict[str, Any]] = {
     "raw": {"codec": "raw"},
     "planes": {"codec": "planes"},
@@ -77,6 +86,12 @@ def encoded(codec: str, dtype: str, shape: str) -> Encoded:
     return _cache[codec, dtype, shape]
 
 
+def backends(entry: TensorEntry) -> list[Backend]:
+    """Those that take a tensor: threads of a GPU are slow on a CPU, and transforms are finalized on the host."""
+    small = entry.codec in DEVICE_ACCUMULATORS and entry.spec.size <= 10_000 and COMPILER is not None
+    return [backend for name, backend in BACKENDS.items() if name == "cpu" or small]
+
+
 def fill(
     accumulator: Accumulator, entry: TensorEntry, fragments: list[Fragment], indices: Iterable[int]
 ) -> Accumulator:
@@ -90,7 +105,7 @@ def fill(
 
 def result(accumulator: Accumulator) -> Array:
     accumulator.finalize()
-    return accumulator.out
+    return accumulator.out.view(accumulator.spec.numpy_dtype)  # bfloat16 is uint16 on a device
 
 
 def same_bits(a: Array, b: Array) -> bool:
@@ -114,11 +129,6 @@ def some_indices(data: st.DataObject, count: int) -> list[int]:
     return list(order[: data.draw(st.integers(0, count))])
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    return BACKENDS[request.param]
-
-
 def cells(test: Any) -> Any:
     for name, values in (("shape", SHAPES), ("dtype", DTYPE_NAMES), ("codec", CODECS)):
         test = pytest.mark.parametrize(name, values)(test)
@@ -131,7 +141,7 @@ def cells(test: Any) -> Any:
 def test_subsets_decode_as_the_oracle_says(data: st.DataObject, codec: str, dtype: str, shape: str) -> None:
     array, entry, fragments = encoded(codec, dtype, shape)
     indices = some_indices(data, len(fragments))
-    for backend in BACKENDS.values():
+    for backend in backends(entry):
         got = result(fill(backend(entry), entry, fragments, indices))
         expected = oracle(entry, fragments, indices)
         if entry.codec not in EXACT:
@@ -172,7 +182,7 @@ def test_order_and_duplicates_change_nothing(data: st.DataObject, codec: str, dt
     again = data.draw(st.permutations(indices)) + data.draw(
         st.lists(st.sampled_from(indices), max_size=4) if indices else st.just([])
     )
-    for backend in BACKENDS.values():
+    for backend in backends(entry):
         once = result(fill(backend(entry), entry, fragments, indices))
         assert same_bits(once, result(fill(backend(entry), entry, fragments, again)))
 
@@ -185,7 +195,7 @@ def test_disjoint_accumulators_combine_to_the_union(data: st.DataObject, codec: 
     holders = data.draw(st.integers(1, 3))
     slots = sorted({f.slot for f in entry.fragments})
     owner = {slot: data.draw(st.integers(0, holders - 1)) for slot in slots}
-    for backend in BACKENDS.values():
+    for backend in backends(entry):
         parts = [
             fill(backend(entry), entry, fragments, [i for i in indices if owner[entry.fragments[i].slot] == holder])
             for holder in range(holders)
@@ -202,7 +212,7 @@ def test_slots_travel_between_accumulators(data: st.DataObject, codec: str, dtyp
     _, entry, fragments = encoded(codec, dtype, shape)
     slots = sorted({f.slot for f in entry.fragments})
     depth = data.draw(st.integers(1, 1 + max(f.layer for f in entry.fragments)))
-    for backend in BACKENDS.values():
+    for backend in backends(entry):
         first = fill(backend(entry), entry, fragments, [f.index for f in entry.fragments if f.layer < depth])
         second = backend(entry)
         for slot in slots:
@@ -216,11 +226,18 @@ def test_slots_travel_between_accumulators(data: st.DataObject, codec: str, dtyp
 @pytest.mark.fault("duplicated")
 @pytest.mark.parametrize("dtype", DTYPE_NAMES)
 @pytest.mark.parametrize("codec", CODECS)
-def test_overlapping_accumulators_are_refused(codec: str, dtype: str, backend: Backend) -> None:
-    _, entry, fragments = encoded(codec, dtype, "several runs")
-    a, b = (fill(backend(entry), entry, fragments, [0]) for _ in range(2))
-    with pytest.raises(UsageError, match="same slot"):
-        a.combine(b)
+def test_overlapping_accumulators_are_refused(codec: str, dtype: str) -> None:
+    for shape in ("several runs", "primes"):
+        _, entry, fragments = encoded(codec, dtype, shape)
+        for backend in backends(entry):
+            a, b = (fill(backend(entry), entry, fragments, [0]) for _ in range(2))
+            with pytest.raises(UsageError, match="same slot"):
+                a.combine(b)
+
+
+@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+def test_the_matrix_has_the_cuda_kernels() -> None:
+    assert BACKENDS["cuda kernels"] in backends(encoded("planes", "BF16", "primes")[1])
 
 
 @pytest.mark.fault("odd-tensor")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 from holoray.cli.output import Output, decibel, fail, human_bytes, printable, short, shown, table
-from holoray.errors import FormatError, HolorayError, IntegrityError, UsageError
+from holoray.errors import DeviceError, FormatError, HolorayError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from holoray.pipelines.sealed_store import SealedStore
@@ -380,6 +380,22 @@ def repair(
 
     if not run_repair(out, places):
         sys.exit(IntegrityError.exit_code)
+
+
+@app.command()
+def doctor(
+    device: Annotated[str, typer.Option(help="What has to work: cpu or cuda.")] = "cpu",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what this machine has, what is missing, and how to get it. Exit code 5: what is asked for does not work."""
+    out = _begin(json, quiet)
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device}", hint="cpu or cuda")
+    from holoray.cli.doctor import run_doctor
+
+    if not run_doctor(out, device=device):
+        sys.exit(DeviceError.exit_code)
 
 
 @app.command()

@@ -21,7 +21,8 @@ from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.bits import HARDWARE
 from holoray.kernels.planes_bodies import open_bodies, run_tables
 from holoray.kernels.planes_groups import KINDS
-from holoray.kernels.planes_runs import FUSED_PLANES, decode_run, refine_run
+from holoray.kernels.planes_launch import decode_layers
+from holoray.kernels.planes_runs import decode_run, refine_run
 from holoray.kernels.planes_words import ROWS
 from holoray.kernels.scratch import Scratch
 from holoray.tensor import Array, TensorSpec
@@ -104,7 +105,7 @@ class PlanesAccumulator(Accumulator):
         hardware: bool = HARDWARE,
     ) -> None:
         codec.check(spec)
-        if out.dtype != spec.numpy_dtype or out.shape != spec.shape or not out.flags.c_contiguous:
+        if out.dtype != self._out_dtype(spec) or out.shape != spec.shape or not out.flags.c_contiguous:
             raise UsageError(f"output of {spec.name!r} must be a contiguous {spec.dtype} array of {spec.shape}")
         super().__init__(spec, codec, out, memory)
         self.runs = codec.runs(spec)
@@ -113,6 +114,10 @@ class PlanesAccumulator(Accumulator):
         self._hardware = hardware
         self._halves = out.reshape(-1).view(np.uint16)
         self._stride = lay.RUN * spec.numpy_dtype.itemsize // 2
+
+    @staticmethod
+    def _out_dtype(spec: TensorSpec) -> np.dtype[Any]:
+        return spec.numpy_dtype
 
     def slot_range(self, slot: int) -> tuple[int, int]:
         """A run is contiguous in `out`."""
@@ -174,8 +179,7 @@ class PlanesAccumulator(Accumulator):
     def _apply(self, run: RunLayers, waiting: Mapping[int, bytes], held: int, target: int, scratch: Scratch) -> None:
         """Add layers held..target-1 to the run's weights; they are all there, or FormatError and none is."""
         weights = self._weights(run.slot)
-        before = scratch.array("planes.before", weights.size if held else 0, np.uint16)
-        before[:] = weights[: before.size]
+        before = self._copy(weights, scratch) if held else 0
         self.reached[run.slot] = 0  # while the kernels work
         try:
             waited = {layer: waiting[layer] for layer in range(held, target) if layer not in run.bodies}
@@ -186,10 +190,16 @@ class PlanesAccumulator(Accumulator):
                 error = FormatError("planes: a stream is longer or shorter than its planes ask for")
                 raise _located(error, self.codec, self.spec, _stream_layer(bad - 1), run.slot)
         except BaseException:
-            weights[:] = before if held else 0
+            weights[:] = before
             self.reached[run.slot] = held
             raise
         self.reached[run.slot] = target
+
+    def _copy(self, weights: Any, scratch: Scratch) -> Any:
+        """A copy of a run's weights, where they lie."""
+        before = scratch.array("planes.before", weights.size, np.uint16)
+        before[:] = weights
+        return before
 
     def _decode(self, run: RunLayers, held: int, target: int, scratch: Scratch) -> int:
         """Run the kernels; returns 0 or the bad stream + 1."""
@@ -198,14 +208,7 @@ class PlanesAccumulator(Accumulator):
         count = codec.run_weights(self.spec, run.slot)
         fixed = (self._weights(run.slot), count, KINDS[self.spec.dtype], codec.threshold, codec.top, codec.tail_cut)
         sections = (run.addresses, run.lengths, run.offsets, work, self._hardware)
-        bad = 0
-        if held == 0:
-            fused = codec.top - codec.tail_cut <= FUSED_PLANES
-            held = target if fused or target <= lay.TAIL else lay.TAIL
-            bad = decode_run(*fixed, held, *sections)
-        if not bad and held < target:
-            bad = refine_run(*fixed, held, target, *sections)
-        return int(bad)
+        return decode_layers(fixed, held, target, sections)
 
     def _weights(self, slot: int) -> npt.NDArray[np.uint16]:
         """The run's part of `out` as uint16."""

@@ -1,8 +1,9 @@
-"""Which encoder and accumulator serve a codec on the CPU."""
+"""Which encoder and accumulators serve a codec, on the CPU and on a device."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ from holoray.codecs.base import Codec
 from holoray.errors import UsageError
 from holoray.kernels import dealing, hadamard, planes_decode, planes_encode
 from holoray.kernels.accumulator import Accumulator
+from holoray.kernels.device import Device
+from holoray.kernels.device_accumulators import DevicePlanesAccumulator, DeviceRawAccumulator
 from holoray.kernels.encoder import EncodeOptions, Encoder
 from holoray.kernels.lowrank import LowRankAccumulator, LowRankEncoder
 from holoray.kernels.planes_decode import PlanesAccumulator
@@ -34,6 +37,10 @@ ACCUMULATORS: Final[dict[str, type[Accumulator]]] = {
     "projection": ProjectionAccumulator,
     "lowrank": LowRankAccumulator,
 }
+DEVICE_ACCUMULATORS: Final[dict[str, Callable[[TensorSpec, Any, Any, Device], Accumulator]]] = {
+    "raw": DeviceRawAccumulator,
+    "planes": DevicePlanesAccumulator,
+}
 
 
 def check_codec_name(codec: str) -> str:
@@ -51,8 +58,22 @@ def make_encoder(codec: str, spec: TensorSpec, array: Array, options: EncodeOpti
 def make_accumulator(
     spec: TensorSpec, codec: Codec, out: Array, memory: npt.NDArray[np.uint8] | None = None
 ) -> Accumulator:
-    """An accumulator that fills `out` (zeros of the spec's dtype and shape); `memory`: zeros of `state_nbytes`."""
+    """An accumulator on the CPU that fills `out` (zeros of the spec's dtype and shape).
+
+    `memory`: zeros of `state_nbytes`.
+    """
     return ACCUMULATORS[codec.name](spec, codec, out, memory)
+
+
+def make_device_accumulator(spec: TensorSpec, codec: Codec, out: Any, device: Device) -> Accumulator:
+    """An accumulator that fills `out` on a device (zeros of `device_dtype` and the spec's shape).
+
+    Raises UsageError for a codec whose weights are made on the host only.
+    """
+    if codec.name not in DEVICE_ACCUMULATORS:
+        hint = f"codecs on a device: {', '.join(DEVICE_ACCUMULATORS)}"
+        raise UsageError(f"{codec.name} tensors are not accumulated on a device", hint=hint, tensor=spec.name)
+    return DEVICE_ACCUMULATORS[codec.name](spec, codec, out, device)
 
 
 def state_nbytes(spec: TensorSpec, codec: Codec) -> int:

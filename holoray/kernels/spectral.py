@@ -18,10 +18,15 @@ class SpectralAccumulator(TransformAccumulator):
         if not codec.tile:
             weights: Floats = scipy.fft.idctn(raster, type=2, norm="ortho", workers=1)
             return weights
-        weights = np.empty_like(raster)
-        for tile in tiles(raster.shape, codec.tile):
-            weights[tile] = scipy.fft.idctn(raster[tile], type=2, norm="ortho", workers=1)
-        return weights
+        return inverse_tiles(raster, codec.tile)
+
+
+def inverse_tiles(raster: Floats, tile: int) -> Floats:
+    """The inverse DCT of the tiles of float32[rows, columns], as a new array."""
+    weights = np.empty_like(raster)
+    for part in tiles(raster.shape, tile):
+        weights[part] = scipy.fft.idctn(raster[part], type=2, norm="ortho", workers=1)
+    return weights
 
 
 class SpectralEncoder(TransformEncoder):

@@ -1,0 +1,155 @@
+"""`make gpu-bench`: the CUDA kernels on the GPU at hand, each beside a copy on the device of as many bytes.
+
+    python -m benchmarks.gpu [--weights 2^26]
+
+A row gives GB/s of output, and the rate of all bytes that the kernel must read and write as a share of a device copy's.
+Decoded weights are compared with the original ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from holoray.codecs import get_codec
+from holoray.codecs.planes import PlanesCodec
+from holoray.codecs.planes_layout import RUN as RUN_WEIGHTS
+from holoray.kernels import launchers
+from holoray.kernels.device import Device
+from holoray.kernels.device_accumulators import device_dtype, pack_sections
+from holoray.kernels.planes_decode import RunLayers
+from holoray.kernels.planes_groups import KINDS
+from holoray.kernels.planes_launch import RUN, launch
+from holoray.kernels.scratch import Scratch
+from holoray.pipelines.tensor_codec import encode_tensor
+from holoray.tensor import DTYPES
+
+REPEATS: Final = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured kernel: bytes that it must read and write, bytes of its output, seconds of the best of some runs."""
+
+    name: str
+    moved_bytes: int
+    out_bytes: int
+    seconds: float
+
+    def line(self, copy_bytes_per_s: float) -> str:
+        share = self.moved_bytes / copy_bytes_per_s / self.seconds
+        return f"{self.name:<34} {self.out_bytes / self.seconds / 1e9:9.1f} GB/s out {share:7.1%} of a copy"
+
+
+def best_seconds(device: Device, work: Callable[[], Any], before: Callable[[], Any] = lambda: None) -> float:
+    """The best of some runs, each waited for, `before` untimed before each; the first, which compiles, is left out."""
+    times = []
+    for _ in range(1 + REPEATS):
+        before()
+        device.synchronize()
+        start = time.perf_counter()
+        work()
+        device.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def copy_speed(device: Device, nbytes: int) -> float:
+    """Bytes read and written a second by a copy on the device."""
+    source, target = device.zeros((nbytes,), np.uint8), device.zeros((nbytes,), np.uint8)
+
+    def copy() -> None:
+        target[...] = source
+
+    return 2 * nbytes / best_seconds(device, copy)
+
+
+def finalizers(device: Device, weights: int) -> list[Row]:
+    """Cast and dequant to BF16, and the rotation in place."""
+    columns = 4096
+    rows = max(1, weights // columns)
+    count = rows * columns
+    rng = np.random.default_rng(0)
+    wide = device.upload(rng.standard_normal(count, np.float32))
+    out = device.zeros((rows, columns), np.uint16)
+    flat = out.reshape(-1)
+    q = device.upload(rng.integers(0, 256, (rows, columns // 2), np.uint8))
+    scales = device.upload(np.full((rows, columns // 128), 0.01, np.float32))
+    zeros = device.upload(np.full((rows, columns // 128), 8, np.int8))
+    cast = best_seconds(device, lambda: launchers.store(device, wide, flat, 0))
+    quantised = best_seconds(device, lambda: launchers.dequantise(device, q, scales, zeros, out, bits=4, group=128))
+    rotated = best_seconds(device, lambda: launchers.inverse_rotation(device, wide, 0))
+    return [
+        Row("cast F32 -> BF16", 6 * count, 2 * count, cast),
+        Row("dequant int4 -> BF16, groups of 128", count // 2 + 2 * count, 2 * count, quantised),
+        Row("rotation F32, signs uploaded too", 8 * count, 4 * count, rotated),
+    ]
+
+
+def planes(device: Device, weights: int) -> list[Row]:
+    """BF16 runs from sections on the device, entropy stage done: layers 0 to 4, all six, a step, the tail in place."""
+    count = min(weights, RUN_WEIGHTS)
+    array = (0.02 * np.random.default_rng(1).standard_normal(count)).astype(DTYPES["BF16"])
+    entry, fragments = encode_tensor(array, codec="planes")
+    codec, run, scratch = get_codec(entry.codec, entry.config), RunLayers(0), Scratch()
+    assert isinstance(codec, PlanesCodec)
+    run.add(codec, entry.spec, {f.layer: fragments[f.index].payload for f in entry.fragments}, scratch)
+    places = [p for layer in range(codec.layers(entry.spec)) for p in codec.layout(entry.spec, layer, 0).sections]
+    packed, starts = pack_sections(run, places, scratch)
+    records = np.zeros(max(1, weights // count), RUN)
+    alive = []  # runs of their own: one run over and over would come out of the cache
+    for record in records:
+        sections, out = device.upload(packed), device.zeros(entry.spec.shape, device_dtype(entry.spec))
+        alive.append((sections, out))
+        record["out"] = device.address(out)
+        record["sections"][places] = device.address(sections) + starts
+    records["lengths"], records["offsets"] = run.lengths, run.offsets
+    records["count"], records["kind"] = count, KINDS["BF16"]
+    records["threshold"], records["top"], records["tail_cut"] = codec.threshold, codec.top, codec.tail_cut
+    rows = []
+    for name, held, layers in (
+        ("planes, layers 0 to 4", 0, 5),
+        ("planes, all and tail", 0, 6),
+        ("planes, in place, layer 1", 1, 2),
+        ("planes, in place, tail", 5, 6),
+    ):
+        read = sum(int(run.lengths[p]) for n in range(held, layers) for p in codec.layout(entry.spec, n, 0).sections)
+        seconds = best_seconds(
+            device, partial(_go, device, records, held, layers), partial(_go, device, records, 0, held)
+        )
+        out_bytes = 2 * count * len(records)
+        rows.append(Row(name, read * len(records) + (2 if held else 1) * out_bytes, out_bytes, seconds))
+        if layers == 6:
+            assert np.array_equal(device.download(alive[-1][1]), array.view(np.uint16)), "decoded weights differ"
+    return rows
+
+
+def _go(device: Device, records: npt.NDArray[Any], held: int, layers: int) -> None:
+    """Bring all runs from `held` to `layers` layers, records sent and verdicts fetched; none for nothing."""
+    if layers:
+        records["held"], records["layers"] = held, layers
+        assert not launch(device, records).any()
+
+
+def main() -> None:
+    from holoray.kernels.cuda.device import CudaDevice
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--weights", type=int, default=1 << 26)
+    count = parser.parse_args().weights
+    device = CudaDevice()
+    speed = copy_speed(device, 4 * count)
+    print(f"device copy: {speed / 1e9:.0f} GB/s read and written, {device.multiprocessors} multiprocessors")
+    for row in (*finalizers(device, count), *planes(device, count)):
+        print(row.line(speed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""One CUDA device behind the interface `Device`, through CuPy, on the current stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from holoray.errors import CapacityError
+from holoray.kernels import xp
+from holoray.kernels.cuda.source import OPTIONS, source
+from holoray.kernels.device import Geometry
+
+_STATIC_LIMIT = 48 << 10
+"""Dynamic shared memory beyond this has to be asked for."""
+
+
+class CudaDevice:
+    """Device `number`. Kernels are compiled at their first launch (CuPy keeps cubins in its cache on disk)."""
+
+    def __init__(self, number: int = 0) -> None:
+        self._cupy = xp.cupy()
+        self._device = self._cupy.cuda.Device(xp.check_device(number))
+        self.multiprocessors = int(self._device.attributes["MultiProcessorCount"])
+        self._modules: dict[str, Any] = {}
+
+    def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        try:
+            with self._device:
+                return self._cupy.zeros(shape, dtype)
+        except self._cupy.cuda.memory.OutOfMemoryError as error:
+            raise CapacityError(f"no room on {self._device}: {error}", hint="free memory there, or load less") from None
+
+    def address(self, array: Any) -> int:
+        return int(array.data.ptr)
+
+    def upload(self, host: npt.NDArray[Any]) -> Any:
+        copy = self.zeros(host.shape, host.dtype)
+        with self._device:
+            copy.set(host)
+        return copy
+
+    def download(self, array: Any) -> npt.NDArray[Any]:
+        with self._device:
+            host: npt.NDArray[Any] = self._cupy.asnumpy(array)
+        return host
+
+    def launch(self, module: str, kernel: str, geometry: Geometry, arguments: Sequence[np.generic]) -> None:
+        with self._device:
+            function = self._module(module).get_function(kernel)
+            if geometry.shared_bytes > _STATIC_LIMIT:
+                function.max_dynamic_shared_size_bytes = geometry.shared_bytes
+            function((geometry.grid,), (geometry.block,), tuple(arguments), shared_mem=geometry.shared_bytes)
+
+    def synchronize(self) -> None:
+        with self._device:
+            self._cupy.cuda.get_current_stream().synchronize()
+
+    def _module(self, name: str) -> Any:
+        if name not in self._modules:
+            self._modules[name] = self._cupy.RawModule(code=source(name), options=OPTIONS, backend="nvrtc")
+        return self._modules[name]

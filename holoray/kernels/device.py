@@ -1,0 +1,55 @@
+"""What kernels run on: memory with addresses, copies, launches. The one with CUDA behind it is `cuda.device`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_GRID = (1 << 31) - 1
+MAX_THREADS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Thread blocks of a launch, threads of a block, bytes of dynamic shared memory. One dimension serves all."""
+
+    grid: int
+    block: int
+    shared_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.grid <= MAX_GRID and 1 <= self.block <= MAX_THREADS and self.shared_bytes >= 0):
+            raise ValueError(f"impossible launch {self}")
+
+
+def grid_stride(items: int, threads: int, most_blocks: int) -> Geometry:
+    """As many blocks as items ask for, at most `most_blocks`: the kernel's loop takes the rest."""
+    return Geometry(max(1, min(-(-items // threads), most_blocks)), threads)
+
+
+class Device(Protocol):
+    """Arrays are CuPy's, or NumPy's in tests; bfloat16 is uint16 there, which CuPy knows."""
+
+    multiprocessors: int
+
+    def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        """A zeroed array on the device, at a multiple of 256 bytes."""
+
+    def address(self, array: Any) -> int:
+        """Where a contiguous array lies on the device."""
+
+    def upload(self, host: npt.NDArray[Any]) -> Any:
+        """A copy of the array on the device. The host array may be reused once `synchronize` returned."""
+
+    def download(self, array: Any) -> npt.NDArray[Any]:
+        """A copy on the host, when all work queued before is done."""
+
+    def launch(self, module: str, kernel: str, geometry: Geometry, arguments: Sequence[np.generic]) -> None:
+        """Queue a kernel; NumPy scalars are passed by value, in their own width."""
+
+    def synchronize(self) -> None:
+        """Wait for all queued work."""

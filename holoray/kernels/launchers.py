@@ -1,0 +1,137 @@
+"""Launching the kernels that finalize: arguments checked, geometry chosen. Each has a twin with the same signature.
+
+`weights`, `out` and the rest lie on `device`; work is queued, not waited for: keep the arrays until `synchronize`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from holoray.codecs.dealing import splitmix64
+from holoray.codecs.projection import SIGNS, block_size
+from holoray.errors import UsageError
+from holoray.kernels.dequant import check_quantised
+from holoray.kernels.device import Device, Geometry, grid_stride
+from holoray.tensor import DTYPES, LARGEST
+
+KINDS: Final = {"BF16": 0, "F16": 1, "F32": 2}
+_THREADS: Final = 256
+_BLOCKS_EACH: Final = 8
+"""Thread blocks for each multiprocessor that a grid-stride kernel gets: enough to fill it at 256 threads."""
+MAX_TILE: Final = 64
+"""Two tiles of float32 must fit into the shared memory that every device gives unasked, 48 KiB."""
+_ROTATION_THREADS: Final = 512
+
+
+def output_dtype(out: Any) -> str:
+    """F32, F16 or BF16 (as uint16 on a device); raises UsageError for another dtype or an array with gaps."""
+    names = {np.dtype(np.uint16): "BF16", **{DTYPES[name]: name for name in KINDS}}
+    name = names.get(np.dtype(out.dtype))
+    if name is None or not out.flags.c_contiguous:
+        raise UsageError(f"weights cannot be written to a {out.dtype} array, or it has gaps")
+    return name
+
+
+def store(device: Device, weights: Any, out: Any, exponent: int) -> None:
+    """Scale float32 by 2**exponent, clip where that or F16 may overflow, round to `out`. Twin: `rounding.store`."""
+    kind = output_dtype(out)
+    if weights.dtype != np.float32 or weights.size != out.size or not weights.flags.c_contiguous:
+        raise UsageError(f"{weights.dtype} of {weights.shape} is not float32 of {out.shape}")
+    if out.size == 0:
+        return
+    arguments = (_address(device, weights), _address(device, out), np.uint64(out.size), *_finish(kind, exponent))
+    device.launch("cast", "cast_weights", _strided(device, -(-out.size // 8)), arguments)
+
+
+def dequantise(device: Device, q: Any, scales: Any, zeros: Any, out: Any, *, bits: int, group: int) -> None:
+    """Quantised weights to `out` [rows, columns]. Twin, with the formula: `dequant.dequantise`."""
+    check_quantised(q, scales, zeros, out, bits=bits, group=group)
+    rows, columns = out.shape
+    kind = KINDS[output_dtype(out)]
+    if out.size == 0:
+        return
+    addresses = (_address(device, array) for array in (q, scales, zeros, out))
+    numbers = (np.uint64(rows), np.uint32(columns), np.uint32(group), np.int32(bits), np.int32(kind))
+    device.launch("dequant", "dequantise", _strided(device, rows * -(-columns // 8)), (*addresses, *numbers))
+
+
+def inverse_rotation(device: Device, x: Any, seed: int) -> None:
+    """Undo the signs and Hadamard transforms of `projection` on float32[n], in place. Twin: `hadamard.inverse`."""
+    if x.dtype != np.float32 or x.ndim != 1 or x.size == 0 or not x.flags.c_contiguous:
+        raise UsageError(f"{x.dtype} of {x.shape} is not a vector of float32")
+    order = block_size(x.size)
+    whole = x.size - x.size % order
+    if whole < x.size:
+        _rotate(device, x[x.size - order :], order, seed ^ SIGNS[1])
+    _rotate(device, x[:whole], order, seed ^ SIGNS[0])
+
+
+def _rotate(device: Device, x: Any, order: int, seed: int) -> None:
+    signs = device.upload(splitmix64(seed, 0, -(-x.size // 64)))
+    scale = np.float32(1 / math.sqrt(order))
+    # Sixteen-byte accesses need 16-byte addresses; the window at the end begins anywhere.
+    address = _address(device, x, alignment=4)
+    vector = np.int32(address % 16 == 0 and order % 4 == 0)
+    geometry = Geometry(x.size // order, min(_ROTATION_THREADS, max(1, order // 2)), 4 * order)
+    arguments = (address, _address(device, signs), np.uint32(order), scale, vector)
+    device.launch("rotation", "inverse_rotation", geometry, arguments)
+
+
+def inverse_dct(device: Device, coefficients: Any, out: Any, exponent: int, tile: int) -> None:
+    """Inverse DCT of the tiles of float32[rows, columns], scaled, clipped and cast into `out`, in one pass.
+
+    Twin: `spectral.inverse_tiles` and `rounding.store`. Sums run in another order: equal within rounding.
+    """
+    if not 1 <= tile <= MAX_TILE:
+        raise UsageError(
+            f"tiles of {tile} do not fit into a thread block", hint=f"this kernel takes tiles up to {MAX_TILE}"
+        )
+    if coefficients.dtype != np.float32 or coefficients.ndim != 2 or coefficients.shape != out.shape:
+        raise UsageError(f"{coefficients.dtype} of {coefficients.shape} is not a float32 matrix of {out.shape}")
+    kind = output_dtype(out)
+    rows, columns = out.shape
+    if out.size == 0:
+        return
+    tables = [device.upload(cosines(n)) for n in (tile, rows % tile, tile, columns % tile)]
+    ends = _address(device, coefficients), _address(device, out)
+    sizes = np.uint64(rows), np.uint64(columns), np.uint32(tile)
+    arguments: tuple[np.generic, ...] = (
+        *ends,
+        *sizes,
+        *(_address(device, table) for table in tables),
+        *_finish(kind, exponent),
+    )
+    geometry = Geometry(-(-rows // tile) * -(-columns // tile), _THREADS, 8 * tile * tile)
+    device.launch("dct", "inverse_dct", geometry, arguments)
+
+
+@lru_cache(maxsize=256)
+def cosines(n: int) -> npt.NDArray[np.float32]:
+    """float32[n, n]: a_j cos(pi j (2k + 1) / 2n) at [j, k], a_0 = sqrt(1/n), else sqrt(2/n); one zero for n = 0."""
+    if n == 0:
+        return np.zeros((1, 1), np.float32)
+    j, k = np.arange(n)[:, None], np.arange(n)[None, :]
+    table = np.cos(np.pi * (j * (2 * k + 1) % (4 * n)) / (2 * n)) * math.sqrt(2 / n)
+    table[0] = math.sqrt(1 / n)
+    return table.astype(np.float32)
+
+
+def _finish(kind: str, exponent: int) -> tuple[np.generic, ...]:
+    limit = LARGEST[kind] if exponent or kind == "F16" else math.inf
+    return np.int32(KINDS[kind]), np.int32(exponent), np.float32(limit)
+
+
+def _strided(device: Device, items: int) -> Geometry:
+    return grid_stride(items, _THREADS, _BLOCKS_EACH * device.multiprocessors)
+
+
+def _address(device: Device, array: Any, *, alignment: int = 16) -> np.uint64:
+    address = device.address(array)
+    if address % alignment:
+        raise UsageError(f"an array on the device lies at no multiple of {alignment} bytes")
+    return np.uint64(address)

@@ -1,0 +1,58 @@
+"""The only door to CuPy. Nothing is imported before a device is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Any, Final
+
+from holoray.errors import DeviceError
+
+INSTALL_HINT = "install the extra for your driver: pip install 'holoray[cuda13]' (or cuda12), and see `holoray doctor`"
+
+_NO_DEVICE: Final = 100
+"""cudaErrorNoDevice, for which CuPy has no name."""
+
+
+@cache
+def cupy() -> Any:
+    """The module `cupy`; raises DeviceError, with how to get it, where it is missing or cannot be loaded."""
+    try:
+        return importlib.import_module("cupy")
+    except ImportError as error:  # also a CUDA library that it does not find
+        raise DeviceError(f"CuPy cannot be imported: {error}", hint=INSTALL_HINT) from None
+
+
+def nccl() -> Any:
+    """The module `cupy.cuda.nccl`; raises DeviceError where CuPy has none."""
+    cupy()
+    try:
+        module = importlib.import_module("cupy_backends.cuda.libs.nccl")
+    except ImportError as error:
+        raise DeviceError(f"NCCL cannot be loaded: {error}", hint=INSTALL_HINT) from None
+    return module
+
+
+def device_count() -> int:
+    """How many CUDA devices this process can use; raises DeviceError where there is no CuPy or no driver."""
+    runtime = cupy().cuda.runtime
+    try:
+        return int(runtime.getDeviceCount())
+    except runtime.CUDARuntimeError as error:
+        if error.status == _NO_DEVICE:
+            return 0
+        raise DeviceError(
+            f"the CUDA driver does not answer: {error}",
+            hint="is an NVIDIA driver installed (nvidia-smi), and does the container see it (--gpus all)?",
+        ) from None
+
+
+def check_device(number: int) -> int:
+    """The number unchanged; raises DeviceError where there is no such device."""
+    count = device_count()
+    if not 0 <= number < count:
+        raise DeviceError(
+            f"there is no CUDA device {number}: this process sees {count}",
+            hint="see `holoray doctor`; CUDA_VISIBLE_DEVICES may hide devices",
+        )
+    return number

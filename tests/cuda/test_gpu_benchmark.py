@@ -1,0 +1,18 @@
+"""`make gpu-bench` runs where there is no GPU too, on little: what it measures is checked, its figures mean nothing."""
+
+from __future__ import annotations
+
+import pytest
+from on_cpu import COMPILER, NO_COMPILER, kernels_on_cpu
+
+from benchmarks import gpu
+
+
+@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+def test_every_row_of_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "REPEATS", 1)
+    device = kernels_on_cpu()
+    rows = [*gpu.finalizers(device, 4096), *gpu.planes(device, 500)]
+    assert len(rows) == 7
+    for row in rows:
+        assert "GB/s" in row.line(gpu.copy_speed(device, 4096))

@@ -1,0 +1,180 @@
+"""Every CUDA kernel against its twin: odd sizes, all dtypes, barriers included.
+
+The very same text runs on the CPU, and with `pytest -m gpu` on a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from on_cpu import COMPILER, NO_COMPILER, CpuDevice, kernels, kernels_on_cpu
+from planes_runs_of import Laid, layers_of
+
+from holoray.codecs import planes_layout as lay
+from holoray.errors import UsageError
+from holoray.kernels import dequant, hadamard, launchers, planes_launch, rounding
+from holoray.kernels.cuda.source import MODULES
+from holoray.kernels.device import Device, Geometry
+from holoray.kernels.spectral import inverse_tiles
+from holoray.tensor import DTYPES, Array
+
+ON_CPU = pytest.param("cpu", marks=pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER))
+ON_GPU = pytest.param("gpu", marks=pytest.mark.gpu)
+HOST = CpuDevice(None)
+SEED = st.integers(0, 2**32 - 1)
+DTYPE = st.sampled_from(("F32", "F16", "BF16"))
+few = settings(deadline=None, max_examples=12, derandomize=True)
+
+
+@pytest.fixture(scope="module", params=[ON_CPU, ON_GPU])
+def device(request: pytest.FixtureRequest) -> Device:
+    if request.param == "cpu":
+        return kernels_on_cpu()
+    from holoray.kernels.cuda.device import CudaDevice
+
+    return CudaDevice()
+
+
+def outputs(device: Device, shape: tuple[int, ...], dtype: str) -> tuple[Array, Any]:
+    """Zeros for the twin, and zeros on the device, where bfloat16 is uint16."""
+    on_device = "<u2" if dtype == "BF16" else DTYPES[dtype]
+    return np.zeros(shape, DTYPES[dtype]), device.zeros(shape, on_device)
+
+
+def bits(array: Array) -> npt.NDArray[Any]:
+    return array.reshape(-1).view(f"u{array.itemsize}")
+
+
+def test_every_kernel_is_run_here() -> None:
+    here = {"cast_weights", "dequantise", "inverse_rotation", "inverse_dct"} | {k for _, k in planes_launch.ORDER}
+    assert {name for module in MODULES for name in kernels(module)} == here
+
+
+@few
+@given(count=st.integers(0, 3000), dtype=DTYPE, exponent=st.sampled_from((0, 0, 3, -20, 120, -130)), seed=SEED)
+def test_cast_rounds_as_the_cpu_does(device: Device, count: int, dtype: str, exponent: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    weights = rng.integers(0, 2**32, count, np.uint32).view(np.float32)
+    weights[~np.isfinite(weights)] = 1.0
+    expected, got = outputs(device, (count,), dtype)
+    with np.errstate(over="ignore"):
+        rounding.store(weights, expected, exponent)
+    launchers.store(device, device.upload(weights), got, exponent)
+    assert np.array_equal(bits(expected), bits(device.download(got)))
+
+
+@few
+@given(
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 9) | st.sampled_from((64, 200)),
+    group=st.sampled_from((1, 3, 8, 32, 1000)),
+    width=st.sampled_from((4, 8)),
+    dtype=DTYPE,
+    seed=SEED,
+)
+def test_dequantising_equals_its_twin(
+    device: Device, rows: int, columns: int, group: int, width: int, dtype: str, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    stored = (rows, columns if width == 8 else -(-columns // 2))
+    q = rng.integers(0, 256, stored, np.uint8).view(np.int8 if width == 8 else np.uint8)
+    groups = (rows, -(-columns // group))
+    scales = (rng.standard_normal(groups) * 0.02).astype(np.float32)
+    zeros = rng.integers(-8, 16, groups).astype(np.int8)
+    expected, got = outputs(device, (rows, columns), dtype)
+    dequant.dequantise(q, scales, zeros, expected, bits=width, group=group)
+    on_device = [device.upload(array) for array in (q, scales, zeros)]
+    launchers.dequantise(device, on_device[0], on_device[1], on_device[2], got, bits=width, group=group)
+    assert np.array_equal(bits(expected), bits(device.download(got)))
+
+
+def test_int4_is_read_lower_nibble_first() -> None:
+    """Both twins could agree on a wrong order: by hand, with an odd number of columns."""
+    q, out = np.array([[0x21, 0xF3]], np.uint8), np.zeros((1, 3), np.float32)
+    dequant.dequantise(q, np.array([[0.5, 2.0]], np.float32), np.array([[1, -1]], np.int8), out, bits=4, group=2)
+    assert out.tolist() == [[0.0, 0.5, 8.0]]
+
+
+@few
+@given(size=st.integers(1, 40) | st.sampled_from((4096, 5000, 12_288)), seed=st.integers(0, 2**63))
+def test_rotation_is_the_same_bit_for_bit(device: Device, size: int, seed: int) -> None:
+    x = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    got = device.upload(x)
+    hadamard.inverse(x, seed)
+    launchers.inverse_rotation(device, got, seed)
+    assert np.array_equal(bits(x), bits(device.download(got)))
+
+
+@few
+@given(
+    rows=st.integers(1, 40), columns=st.integers(1, 40), tile=st.sampled_from((1, 7, 16, 33)), dtype=DTYPE, seed=SEED
+)
+def test_inverse_dct_is_scipys_within_rounding(
+    device: Device, rows: int, columns: int, tile: int, dtype: str, seed: int
+) -> None:
+    coefficients = np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
+    expected, got = outputs(device, (rows, columns), dtype)
+    rounding.store(inverse_tiles(coefficients, tile), expected, 2)
+    launchers.inverse_dct(device, device.upload(coefficients), got, 2, tile)
+    ulp = {"F32": 2e-6, "F16": 2.0**-10, "BF16": 2.0**-7}[dtype]
+    wide = device.download(got).view(DTYPES[dtype]).astype(np.float64)
+    np.testing.assert_allclose(wide, expected.astype(np.float64), rtol=ulp, atol=8 * ulp)
+
+
+def test_runs_of_several_tensors_share_one_launch(device: Device) -> None:
+    """Steps that no accumulator takes together: each run from its own layer to its own, beside the Numba twin."""
+    cases = [
+        (dtype, held, layers)
+        for dtype in ("BF16", "F16", "F32")
+        for held in range(7)
+        for layers in range(held + 1, lay.LOW + (dtype == "F32") + 1)
+        if held < lay.LAYERS + (dtype == "F32")
+    ]
+    runs = [layers_of(dtype, 5 + 613 * (i % 5)) for i, (dtype, _, _) in enumerate(cases)]
+    expected = Laid(HOST, runs, cases)
+    got = Laid(device, runs, cases)
+    assert not planes_launch.launch_on_cpu(expected.records).any()
+    assert not planes_launch.launch(device, got.records).any()
+    for case, a, b in zip(cases, expected.outs, got.outs, strict=True):
+        assert np.array_equal(bits(a), bits(device.download(b))), case
+
+
+@pytest.mark.parametrize("held", [0, 1, 5])
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(data=st.data())
+def test_lying_offsets_are_found_before_anything_is_written(device: Device, data: st.DataObject, held: int) -> None:
+    """A stream that is not as long as its planes ask for is named by both, and the kernel touches no weight."""
+    case = ([layers_of("BF16", 5000)], [("BF16", held, lay.LAYERS)])
+    laid, twin = Laid(device, *case), Laid(HOST, *case)
+    before = bits(device.download(laid.outs[0]))
+    streams = range(lay.STREAM_TAIL if held else 0, lay.STREAMS)
+    stream, off = data.draw(st.sampled_from(streams)), data.draw(st.sampled_from((1, 8, 2**31, 2**32 - 1)))
+    for records in (laid.records, twin.records):
+        records["offsets"][0, stream, 1] = (int(records["offsets"][0, stream, 1]) + off) % 2**32
+    assert planes_launch.launch(device, laid.records).tolist() == [stream + 1]
+    # Streams of an earlier step were true: only what this step would have written is untouched.
+    assert held == 1 or np.array_equal(bits(device.download(laid.outs[0])), before)
+    assert planes_launch.launch_on_cpu(twin.records)[0] != 0
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    device, x = HOST, np.zeros(8, np.float32)
+    with pytest.raises(UsageError, match="not float32"):
+        launchers.store(device, x.astype(np.float64), np.zeros(8, np.float16), 0)
+    with pytest.raises(UsageError, match="cannot be written"):
+        launchers.store(device, x, np.zeros(8, np.int8), 0)
+    with pytest.raises(UsageError, match="multiple of 16"):
+        launchers.store(device, device.zeros((9,), np.float32)[1:], np.zeros(8, np.float16), 0)
+    with pytest.raises(UsageError, match="thread block"):
+        launchers.inverse_dct(device, x.reshape(1, 8), x.reshape(1, 8), 0, launchers.MAX_TILE + 1)
+    with pytest.raises(UsageError, match="bits are 4 or 8"):
+        launchers.dequantise(device, x, x, x, x.reshape(1, 8), bits=3, group=8)
+    with pytest.raises(UsageError, match="cannot go"):
+        planes_launch.kernels_for(3, 3)
+    with pytest.raises(ValueError, match="impossible launch"):
+        Geometry(0, 32)
