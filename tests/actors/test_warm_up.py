@@ -111,7 +111,7 @@ def test_two_warm_ups_share_a_private_ray(store: Path) -> None:
 
 
 @pytest.mark.fault("no-workers")
-@pytest.mark.slow  # inside Ray, a shutdown under calls of other threads can end the process: seen once on a busy machine
+@pytest.mark.slow  # inside Ray, a shutdown under other threads' calls can end the process: seen once, on a busy machine
 def test_ray_may_be_shut_down_under_a_warm_up(store: Path) -> None:
     with warm_up(SlowStore(store, 5 * SLOW_S), workers=1) as model:
         until(model.crew)
