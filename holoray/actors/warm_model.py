@@ -29,7 +29,7 @@ from holoray.checkpoint import save_checkpoint
 from holoray.errors import DeadlineError, HolorayError, QualityError, UsageError, WorkerLostError
 from holoray.kernels import registry
 from holoray.pipelines.fault_policy import FaultPolicy
-from holoray.pipelines.open_sources import Place, open_places
+from holoray.pipelines.open_sources import Place, is_in_process, open_places
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.tensor import Array
 
@@ -67,9 +67,10 @@ def warm_up(
         raise UsageError(
             "a warm-up publishes no generation with holes in it", hint="use load to go on without corrupt fragments"
         )
-    sealed = open_places((uri, *more_uris), expect, fault_policy)
-    if sealed.store.in_process:
+    places = (uri, *more_uris)
+    if any(is_in_process(place) for place in places):
         raise UsageError("a store in this process's memory cannot be shared with workers")
+    sealed = open_places(places, expect, fault_policy)
     if workers is not None and workers < 1:
         raise UsageError("a warm-up needs at least one worker")
     if metrics_port is not None and not 0 <= metrics_port <= _MAX_PORT:

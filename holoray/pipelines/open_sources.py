@@ -70,6 +70,11 @@ def _is_absent(found: str | HolorayError) -> TypeGuard[SourceError]:
     return isinstance(found, SourceError)
 
 
+def is_in_process(place: Place) -> bool:
+    """Whether no other process can see what is there."""
+    return open_store(place.place if isinstance(place, SourceSpec) else place).in_process
+
+
 def open_places(places: Sequence[Place], expect: str | None = None, policy: FaultPolicy | None = None) -> SealedStore:
     """One place as it is, several (or one with a policy) as a pool."""
     if len(places) == 1 and policy is None and not isinstance(places[0], SourceSpec):

@@ -11,9 +11,9 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import BinaryIO, Final, NoReturn, TypeVar
+from typing import Final, TypeVar
 
 from holoray.errors import HolorayError, IntegrityError, LimitError, SourceError, UsageError
 from holoray.pipelines.budget import ByteBudget
@@ -21,6 +21,7 @@ from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.source_book import SourceBook
 from holoray.pipelines.span_request import Fetch, SpanRequest
 from holoray.stores.base import ROOT, Check, Span, Store
+from holoray.stores.read_only import ReadOnlyStore
 
 T = TypeVar("T")
 
@@ -61,12 +62,14 @@ class _Answer:
     release: Callable[[], None]
 
 
-class SourcePool(Store):
+class SourcePool(ReadOnlyStore):
     """Copies of one sealed store, read as if they were one; it cannot be written.
 
     `root` is the root that all of them have. The decisions are those of `policy`; `clock` and `rng` are for tests.
     A pool travels by pickle, and what it has learnt stays behind.
     """
+
+    write_hint = "encode to one place, and copy that"
 
     def __init__(
         self,
@@ -269,21 +272,6 @@ class SourcePool(Store):
             raise self._book.no_healthy_source(what, self._clock())
 
     # -- what a pool is not for ----------------------------------------------------------------------------------
-
-    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
-        self._read_only()
-
-    def delete(self, name: str) -> None:
-        self._read_only()
-
-    def exclusive(self) -> AbstractContextManager[None]:
-        self._read_only()
-
-    def replacement(self) -> AbstractContextManager[Store]:
-        self._read_only()
-
-    def _read_only(self) -> NoReturn:
-        raise UsageError(f"{self.uri}: several sources can only be read", hint="encode to one place, and copy that")
 
 
 def _unpickled(sources: Sequence[tuple[Store, int]], policy: FaultPolicy, root: str) -> SourcePool:

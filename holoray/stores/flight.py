@@ -25,7 +25,7 @@ from pyarrow import flight
 from holoray.errors import FormatError, LimitError, SourceError, UsageError
 from holoray.stores.base import check_blob_name, is_blob_name
 from holoray.stores.limits import ReadLimits
-from holoray.stores.read_only import ReadOnlyStore
+from holoray.stores.read_only import ServedStore
 from holoray.stores.uri import public, redacted, split
 
 TOKEN_VARIABLE: Final = "HOLORAY_TOKEN"
@@ -76,7 +76,7 @@ class Range:
         return cls(match[3].decode("ascii"), offset, length)
 
 
-class FlightStore(ReadOnlyStore):
+class FlightStore(ServedStore):
     """Blobs of the one store that a server at `grpc://host:port` or `grpc+tls://host:port` serves.
 
     The token is the URI's user (`grpc+tls://TOKEN@host:port`), or else what HOLORAY_TOKEN holds; it is in no message

@@ -18,7 +18,7 @@ from holoray.errors import SourceError
 from holoray.stores import redirects
 from holoray.stores.base import MANIFEST, ROOT
 from holoray.stores.limits import ReadLimits
-from holoray.stores.read_only import ReadOnlyStore
+from holoray.stores.read_only import ServedStore
 from holoray.stores.redirects import Hop, Objection
 from holoray.stores.timed_http import pool_manager
 from holoray.stores.uri import join, public, split
@@ -40,7 +40,7 @@ class _Part:
     total: int | None
 
 
-class HttpStore(ReadOnlyStore):
+class HttpStore(ServedStore):
     """Blobs below an http(s) URL; a query (a signature, a token) is sent along, user and password as basic auth.
 
     Connections are kept and shared by threads. There is no listing: `names` are those of ROOT and the manifest that

@@ -1,11 +1,11 @@
-"""Stores that others serve: they can only be read, piece by piece."""
+"""Stores that can only be read: those that others serve, and those that are made of several places."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import BinaryIO, Final, NoReturn
+from typing import BinaryIO, ClassVar, Final, NoReturn
 
 from holoray.errors import LimitError, SourceError, UsageError
 from holoray.stores.base import Store
@@ -15,7 +15,30 @@ _FIRST_BYTES: Final = 1 << 20  # of a blob whose size is not known yet
 
 
 class ReadOnlyStore(Store):
-    """A store behind a server: reads are cut into requests, and everything that would write raises UsageError."""
+    """Everything that would write raises UsageError; `write_hint` says what to do instead."""
+
+    write_hint: ClassVar[str]
+
+    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
+        self._refuse()
+
+    def delete(self, name: str) -> None:
+        self._refuse()
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        self._refuse()
+
+    def replacement(self) -> AbstractContextManager[Store]:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise UsageError(f"{self.uri} can only be read", hint=self.write_hint)
+
+
+class ServedStore(ReadOnlyStore):
+    """A store behind a server: reads are cut into requests."""
+
+    write_hint = "encode to a directory or an object store, and serve that"
 
     def read(self, name: str, limit: int) -> bytes:
         """As every store does, but small blobs in one request: opening a store should not cost more than it must."""
@@ -48,19 +71,3 @@ class ReadOnlyStore(Store):
     @abstractmethod
     def _filling(self, name: str, offset: int, out: memoryview) -> Iterator[int]:
         """One request: fills `out`, or as much of it as there is; gives how many bytes came, each time some did."""
-
-    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
-        self._refuse()
-
-    def delete(self, name: str) -> None:
-        self._refuse()
-
-    def exclusive(self) -> AbstractContextManager[None]:
-        self._refuse()
-
-    def replacement(self) -> AbstractContextManager[Store]:
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        hint = "encode to a directory or an object store, and serve that"
-        raise UsageError(f"{self.uri} can only be read", hint=hint)

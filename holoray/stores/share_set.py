@@ -11,14 +11,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import BinaryIO, Final, NoReturn, TypeVar
+from typing import Final, TypeVar
 
 import xxhash
 
-from holoray.errors import FormatError, HolorayError, SourceError, UsageError
+from holoray.errors import FormatError, HolorayError, SourceError
 from holoray.stores.base import ROOT, SHARE, Store
+from holoray.stores.read_only import ReadOnlyStore
 from holoray.stores.reed_solomon import rebuild
 from holoray.stores.shares import (
     MAX_SHARE_BYTES,
@@ -115,13 +115,15 @@ class OpenedPlace:
     why: str = ""
 
 
-class ShareSet(Store):
+class ShareSet(ReadOnlyStore):
     """A store of which some shares may be missing; read only.
 
     Takes what most places agree on as the set, and places that disagree as missing: a share of another store, or of an
     older version of this one, can do no harm, nor can fewer liars than there are honest shares. Raises SourceError if
     no place holds a share, or if they are of two stores to equal parts.
     """
+
+    write_hint = "`holoray encode --shares` writes shares, `holoray repair` rebuilds lost ones"
 
     def __init__(self, places: Sequence[Store]) -> None:
         self._given = tuple(places)
@@ -202,22 +204,6 @@ class ShareSet(Store):
         if self.rebuilt_bytes:
             said.append(f"{self.rebuilt_bytes} bytes were computed from other shares: run `holoray repair`")
         return said
-
-    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
-        self._read_only()
-
-    def delete(self, name: str) -> None:
-        self._read_only()
-
-    def exclusive(self) -> AbstractContextManager[None]:
-        self._read_only()
-
-    def replacement(self) -> AbstractContextManager[Store]:
-        self._read_only()
-
-    def _read_only(self) -> NoReturn:
-        hint = "`holoray encode --shares` writes shares, `holoray repair` rebuilds lost ones"
-        raise UsageError(f"{self.uri} is read as shares of a store, which are not written so", hint=hint)
 
     @property
     def _root(self) -> bytes:

@@ -360,7 +360,7 @@ def test_what_shares_are_not_for(tmp_path: Path, sealed: list[MemoryStore]) -> N
         ShareTarget([MemoryStore()] * 8, SHARES)
     shares = open_shares(sealed)
     for write in (lambda: shares.create("a"), lambda: shares.delete("a"), shares.exclusive, shares.replacement):
-        with pytest.raises(UsageError, match="not written so") as refused:
+        with pytest.raises(UsageError, match="can only be read") as refused:
             write()
         assert "holoray encode --shares" in refused.value.hint
     with pytest.raises(SourceError, match="hold no"):
