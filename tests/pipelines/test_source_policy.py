@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from itertools import pairwise
@@ -31,6 +32,18 @@ def taught(book: SourceBook, number: int, bytes_per_s: float, at: float = 0.0) -
 
 
 # -- single rules ------------------------------------------------------------------------------------------------
+
+
+def test_a_source_that_was_convicted_often_enough_is_never_asked_again() -> None:
+    sources = book(0, 1, quarantine_after=3)
+    for _ in range(2):
+        sources.convict(0)
+    assert sources.choose(0.0, MIB, ())[0] == 0
+    sources.convict(0)
+    assert sources.state(sources.sources[0], 0.0) == "quarantined"
+    assert sources.choose(1e9, MIB, ())[0] == 1
+    sources.convict(1), sources.convict(1), sources.convict(1)
+    assert sources.choose(1e9, MIB, ()) == (None, -math.inf)
 
 
 def test_whoever_would_be_done_first_is_asked() -> None:
