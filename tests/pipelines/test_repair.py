@@ -64,6 +64,7 @@ def test_nothing_to_do_changes_nothing(on_disk: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in on_disk.rglob("*")} == before
 
 
+@pytest.mark.fault("lost-share")
 @given(seed=st.integers(0, 1 << 30))
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_damage_that_can_be_undone_is_undone(sealed: list[MemoryStore], seed: int) -> None:
@@ -152,6 +153,7 @@ def test_other_peoples_places_are_left_alone(sealed: list[MemoryStore]) -> None:
         assert stranger.blobs == before
 
 
+@pytest.mark.fault("forged-share")
 def test_digests_that_all_shares_forge_replace_nothing(sealed: list[MemoryStore]) -> None:
     """All agree on the digest of a part that the data do not give: what is there stays."""
     places = copies(sealed)
@@ -183,6 +185,7 @@ def test_data_that_do_not_match_the_root_are_not_spread(sealed: list[MemoryStore
     assert "fragments-00001.share" not in places[7].blobs
 
 
+@pytest.mark.fault("disk-full")
 def test_a_full_disk_leaves_what_was_there(on_disk: Path) -> None:
     """With the kernel's own limit on file sizes."""
     whole = files(on_disk)
@@ -222,6 +225,7 @@ with small_chunks():
 """
 
 
+@pytest.mark.fault("killed-repair")
 @pytest.mark.parametrize("after", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_killed_repair_is_taken_up_again(on_disk: Path, after: int) -> None:
     """Killed just before a part would take its place: there, all of it has been written."""

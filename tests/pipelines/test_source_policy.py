@@ -34,6 +34,7 @@ def taught(book: SourceBook, number: int, bytes_per_s: float, at: float = 0.0) -
 # -- single rules ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("lying-source")
 def test_a_source_that_was_convicted_often_enough_is_never_asked_again() -> None:
     sources = book(0, 1, quarantine_after=3)
     for _ in range(2):

@@ -53,6 +53,7 @@ def pool_of(sealed: SealedStore) -> SourcePool:
 # -- what sources may do -----------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("lying-source", "dying-source")
 @pytest.mark.parametrize(
     "faults",
     [
@@ -78,6 +79,7 @@ def test_a_load_is_exact_whatever_all_other_sources_do(
     assert good.mismatches == good.quarantined == good.errors == 0
 
 
+@pytest.mark.fault("lying-source")
 def test_liars_are_suspect_or_quarantined_and_asked_no_more(copy: MemoryStore, model: Model) -> None:
     liars = [source(copy, f"liar{i}", seed=i, lies=1.0) for i in range(3)]
     policy = replace(QUICK, max_request_bytes=64 << 10)
@@ -115,6 +117,7 @@ def test_neighbours_are_read_together(model: Model) -> None:
     assert sum(s.reads for s in sources) <= alone.reads + 4  # the first requests to each are small
 
 
+@pytest.mark.fault("dying-source")
 def test_a_broken_connection_goes_on_where_it_broke(copy: MemoryStore, model: Model) -> None:
     """A single source that always breaks before the end would never give a whole fragment otherwise."""
     sealed = holoray.open(
@@ -126,6 +129,7 @@ def test_a_broken_connection_goes_on_where_it_broke(copy: MemoryStore, model: Mo
     assert stats.received_bytes == sum(t.stored_bytes for t in sealed.manifest.tensors)
 
 
+@pytest.mark.fault("slow-source")
 def test_a_stalled_source_is_outrun(copy: MemoryStore, model: Model) -> None:
     stalled, released = source(copy, "stalled"), threading.Event()
     sealed = holoray.open(stalled, source(copy, "good"), fault_policy=replace(QUICK, hedge_burst_bytes=4 << 20))
@@ -144,6 +148,7 @@ def test_a_stalled_source_is_outrun(copy: MemoryStore, model: Model) -> None:
             released.set()
 
 
+@pytest.mark.fault("slow-source")
 def test_a_stalled_source_does_not_keep_a_store_from_opening(
     copy: MemoryStore, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +169,7 @@ def test_a_stalled_source_does_not_keep_a_store_from_opening(
 # -- when nobody can help ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("no-source")
 def test_all_sources_gone_names_each_and_keeps_what_is_there(model: Model) -> None:
     copy = MemoryStore()
     holoray.encode(model, copy, codec="planes")
@@ -192,6 +198,7 @@ def _corrupted(copy: MemoryStore, sealed: SealedStore, tensor: str, index: int) 
     return store
 
 
+@pytest.mark.fault("lying-source", "missing")
 @pytest.mark.parametrize("count", [1, 3])
 def test_corrupt_everywhere(count: int, model: Model, tmp_path: Path) -> None:
     """An error that names it; or, if it is to be skipped, the quality that all others make."""

@@ -50,6 +50,13 @@ CATALOGUE: Final = (
     Fault("dead-server", "a server that is killed in mid-answer", "`SourceError`; the load can go on later"),
     Fault("stranger", "somebody else asks what is served", "only files of the store, with the token; no paths told"),
     Fault("greedy-client", "clients that take all readers, or do not read", "others are refused; the server can end"),
+    Fault("lying-source", "a source that gives wrong bytes", "read elsewhere; proven liars are not asked again"),
+    Fault("slow-source", "a source that stalls", "asked for elsewhere too, within a budget; the first answer counts"),
+    Fault("dying-source", "a source that breaks off or flaps", "the rest is read, there or elsewhere; others are kept"),
+    Fault("no-source", "no source answers any more", "`SourceError` with each one's last error; the rest stays"),
+    Fault("lost-share", "shares missing or damaged", "computed from any k of them; `holoray repair` puts them back"),
+    Fault("forged-share", "a share that lies or is another's", "taken as missing; digests and the root decide"),
+    Fault("killed-repair", "SIGKILL during a repair", "no worse than before; the next repair goes on"),
     Fault("leaked-secret", "credentials in a URI", "no message, log or metric shows them"),
     # -- actors ---------------------------------------------------------------------------------------------
     Fault("worker-killed", "a worker that dies or hangs", "its unfinished tasks are redone; the same bits"),

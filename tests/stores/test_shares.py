@@ -58,6 +58,7 @@ def sealed() -> list[MemoryStore]:
 # -- every subset ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("lost-share")
 def test_every_subset_gives_what_it_should(sealed: list[MemoryStore]) -> None:
     """All 256 of them: everything from 7 on, the usable part from 4 on, and a typed error that counts below."""
     whole = bits(weights())
@@ -82,6 +83,7 @@ def test_every_subset_gives_what_it_should(sealed: list[MemoryStore]) -> None:
     assert len(usable) == 1
 
 
+@pytest.mark.fault("lost-share")
 @given(
     nbytes=st.one_of(st.integers(0, 200), st.integers(0, 20 * CHUNK)),
     code=st.integers(1, 9).flatmap(lambda total: st.tuples(st.integers(1, total), st.just(total))),
@@ -228,6 +230,7 @@ def forged(place: MemoryStore, share: int, shares: ShareSet, name: str) -> None:
     place.blobs[part_file(name)] = data + footer.encoded(stripes, share)
 
 
+@pytest.mark.fault("forged-share")
 def test_a_share_cannot_vouch_for_itself(sealed: list[MemoryStore]) -> None:
     places = copies(sealed)
     shares = open_shares(places)
@@ -252,6 +255,7 @@ def test_what_came_over_a_network_is_checked_with_sha256() -> None:
         assert load(places) == bits(weights())
 
 
+@pytest.mark.fault("forged-share", "replayed")
 def test_shares_of_another_version_are_no_shares_of_this_one(sealed: list[MemoryStore]) -> None:
     old = {n: a + (n == "bias") for n, a in weights().items()}
     stale = [MemoryStore(f"memory:old-{i}") for i in range(8)]
@@ -272,6 +276,7 @@ def test_the_root_pins_shares_like_any_store(sealed: list[MemoryStore]) -> None:
         holoray.open(shares, expect="sha256:" + "0" * 64)
 
 
+@pytest.mark.fault("forged-share")
 @given(at=st.integers(0, 5000), byte=st.integers(0, 255), cut=st.booleans())
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_description_is_refused(sealed: list[MemoryStore], at: int, byte: int, cut: bool) -> None:
