@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from small_store import PATTERNS, Blobs, blobs, fragment_files, load, pristine, store_of, weights
+from small_store import PATTERNS, Blobs, bits, blobs, fragment_files, load, pristine, store_of, weights
 
 import holoray
 from holoray.errors import HolorayError
@@ -153,10 +153,15 @@ def test_verify_sees_every_single_bit() -> None:
 @pytest.mark.fault("flipped")
 @pytest.mark.slow
 def test_no_single_bit_changes_a_weight_silently() -> None:
-    files = blobs()
-    silent = [
-        (name, bit)
-        for name, bit in flips_of_fragments(1)
-        if fate(files | {name: flip(files[name], bit)}) == "changed silently"
-    ]
+    files, silent = blobs(), []
+    sealed = SealedStore(store_of(files))
+    store = sealed.store = store_of(files)  # opened once: flips of fragment files do not change that
+    for name, bit in flips_of_fragments(1):
+        store.blobs[name] = flip(files[name], bit)
+        try:
+            if bits(sealed.load()) != pristine():
+                silent.append((name, bit))
+        except HolorayError:
+            pass
+        store.blobs[name] = files[name]
     assert silent == []
