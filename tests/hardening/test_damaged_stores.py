@@ -153,7 +153,8 @@ def test_verify_sees_every_single_bit() -> None:
 @pytest.mark.fault("flipped")
 @pytest.mark.slow
 def test_no_single_bit_changes_a_weight_silently() -> None:
-    files, silent = blobs(), []
+    files = blobs()
+    silent: list[tuple[str, int]] = []
     sealed = SealedStore(store_of(files))
     store = sealed.store = store_of(files)  # opened once: flips of fragment files do not change that
     for name, bit in flips_of_fragments(1):
