@@ -43,7 +43,8 @@ def test_a_source_that_was_convicted_often_enough_is_never_asked_again() -> None
     sources.convict(0)
     assert sources.state(sources.sources[0], 0.0) == "quarantined"
     assert sources.choose(1e9, MIB, ())[0] == 1
-    sources.convict(1), sources.convict(1), sources.convict(1)
+    for _ in range(3):
+        sources.convict(1)
     assert sources.choose(1e9, MIB, ()) == (None, -math.inf)
 
 
