@@ -152,8 +152,11 @@ class Crew:
             self._fill()
 
     def _listen(self) -> None:
-        """Ask who is to be replaced; the answer comes when there is somebody, or after some time."""
-        self._dismissals = self._coordinator.dismissals.remote(_POLL_S)
+        """Ask who is to be replaced; the answer comes when there is somebody, or after some time.
+
+        The first at once: it tells that the coordinator is born, and that from then on silence means something.
+        """
+        self._dismissals = self._coordinator.dismissals.remote(_POLL_S if self._heard else 0.0)
         self._asked = time.monotonic()
 
     @contextmanager

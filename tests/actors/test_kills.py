@@ -99,7 +99,6 @@ def test_a_killed_coordinator_costs_nothing_that_was_read(
         assert model.generations[-1]["bytes_read"] == whole
 
 
-@pytest.mark.slow  # on a busy machine the replacement stood still once, at 120 s: to be understood
 @pytest.mark.fault("coordinator-killed")
 @pytest.mark.usefixtures("local_ray")
 def test_a_stopped_coordinator_is_replaced_between_generations(
