@@ -211,14 +211,22 @@ def verify(
             "bad": [asdict(row) for row in bad],
             **({"bad_shares": [asdict(row) for row in bad_shares]} if in_shares else {}),
         },
-        f"{len(bad)} faults in {shown(store)}" if bad else f"{shown(store)} is whole, root {root}",
+        _verdict(shown(store), root, len(bad), len(bad_shares)),
         *([faults] if bad else []),
         *([share_faults_table(bad_shares)] if bad_shares else []),
     )
     if bad_shares:
-        out.warn([f"{len(bad_shares)} faults of shares: run `holoray repair`", *map(str, bad_shares[:3])])
+        out.warn([*map(str, bad_shares[:3]), "run `holoray repair` to put the shares right"])
     if bad or bad_shares:
         sys.exit(IntegrityError.exit_code)
+
+
+def _verdict(store: str, root: str | None, faults: int, faults_of_shares: int) -> str:
+    if faults:
+        return f"{faults} faults in {store}"
+    if faults_of_shares:
+        return f"all of {store} can be read, but its shares have {faults_of_shares} faults, root {root}"
+    return f"{store} is whole, root {root}"
 
 
 @app.command()

@@ -70,16 +70,17 @@ def run_repair(out: Output, places: Sequence[str]) -> bool:
     with out.progress("repairing", 0) as advance:
         report = repair([open_store(place) for place in places], lambda nbytes: advance(nbytes, ""))
     left = homeless(report)
+    faults = len(report.failed) + len(left)
     out.result(
-        asdict(report) | {"ok": not report.failed and not left},
-        f"{len(report.repaired)} files of shares rebuilt, {len(report.failed)} faults left, root {report.root}"
+        asdict(report) | {"ok": not faults},
+        f"{len(report.repaired)} files of shares rebuilt, {faults} faults left, root {report.root}"
         if report.found
         else f"all {report.shares} shares are whole, root {report.root}",
         *([share_faults_table(report.found)] if report.found else []),
     )
     notes = [f"{bad.file}: {bad.why}" for bad in report.failed]
     out.warn(notes + [f"share {share} has no place: give one that is empty" for share in left])
-    return not report.failed and not left
+    return not faults
 
 
 def homeless(report: RepairReport) -> list[int]:

@@ -19,10 +19,9 @@ from pyarrow import flight
 
 from holoray.errors import FormatError, SourceError, UsageError
 from holoray.metrics import JobMetrics
-from holoray.stores import open_store
+from holoray.pipelines.sealed_store import SealedStore
 from holoray.stores.base import Store, is_own
 from holoray.stores.flight import BUSY, MISSING, NAMES, SIZE, Range, check_token, is_loopback
-from holoray.stores.root import read_root
 
 LOOPBACK: Final = "127.0.0.1"
 READERS: Final = 32
@@ -73,13 +72,13 @@ class StoreServer:
         _check_exposure(host, certificate, token)
         if readers < 1:
             raise UsageError(f"readers must be at least 1, not {readers}")
-        store = open_store(where)
-        self.root = read_root(store)
+        sealed = SealedStore(where)
+        self.root = sealed.root
         self.metrics = metrics or JobMetrics()
         _check_free(host, port)
         self._slots = _Slots(readers)
         scheme = "grpc+tls" if certificate else "grpc"
-        blobs, address = _Blobs(store, self._slots), f"{scheme}://{_bracketed(host)}:{port}"
+        blobs, address = _Blobs(sealed.store, self._slots), f"{scheme}://{_bracketed(host)}:{port}"
         self._server = _listening(blobs, self.metrics, address, certificate, token)
         self.port: int = self._server.port
         reached = socket.gethostname() if host in ("0.0.0.0", "::") else host

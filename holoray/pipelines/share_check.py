@@ -25,6 +25,11 @@ class BadPart:
     chunk: int | None
     why: str
 
+    def __str__(self) -> str:
+        chunk = None if self.chunk is None else f"chunk {self.chunk}"
+        where = [part for part in (f"share {self.share}", self.place, self.file, chunk) if part is not None]
+        return f"{', '.join(where)}: {self.why}"
+
 
 def check_shares(shares: ShareSet, on_bytes: OnBytes | None = None) -> list[BadPart]:
     """All faults of the shares, by share and file; `on_bytes` gets the bytes of each chunk checked, from any thread.

@@ -82,6 +82,11 @@ def test_lose_load_verify_repair(shares: Path, store: Path, tmp_path: Path) -> N
     assert done.returncode == 0
     assert "share 2 of 4 is missing" in done.stderr
     assert tensors(out) == tensors(shares / "in.safetensors")
+    verified = run("verify", store)
+    assert verified.returncode == 3
+    assert "can be read, but its shares have 1 faults" in verified.stderr
+    assert "share 2: " in verified.stderr
+    assert "is whole" not in verified.stderr
 
     shutil.rmtree(store / "share-1")
     done = run("load", store, tmp_path / "no")

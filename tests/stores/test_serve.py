@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -378,12 +379,14 @@ def test_what_goes_wrong_at_the_server_stays_there(
     assert server.metrics.value("holoray_served_calls_total", outcome="failed") == 2
 
 
-def test_any_store_is_served(model: Model, store: Path) -> None:
-    """From memory, over HTTP, and through another server."""
+def test_any_store_is_served(model: Model, store: Path, tmp_path: Path) -> None:
+    """From memory, over HTTP, in shares one of which is lost, and through another server."""
     memory = MemoryStore()
     holoray.encode(model, memory)
+    holoray.encode(model, tmp_path / "s", shares=holoray.Shares.usable(3, 1, 2))
+    shutil.rmtree(tmp_path / "s" / "share-1")
     with served(store) as http:
-        for where in (memory, http.url, LocalStore(store)):
+        for where in (memory, http.url, LocalStore(store), tmp_path / "s"):
             with holoray.serve(where) as first, holoray.serve(first.uri) as second:
                 assert second.root == first.root
                 assert same(holoray.open(second.uri).load(), model)
