@@ -323,7 +323,7 @@ def _check_tensor(codec: Codec, tensor: TensorEntry, sizes: Mapping[int, int]) -
             tensor=tensor.name,
         )
     check_entry(codec, tensor)
-    if not math.isfinite(tensor.residual) or tensor.residual < 0 or not math.isfinite(tensor.energy):
+    if tensor.residual < 0 or not math.isfinite(tensor.energy):  # the sum is finite only if every part is
         raise FormatError(f"tensor {tensor.name!r} has no finite energy", tensor=tensor.name)
     if not 0.0 <= tensor.essential_gain <= (math.inf if codec.carries_essential else 0.0):
         raise FormatError(f"tensor {tensor.name!r} has an impossible essential gain", tensor=tensor.name)
@@ -332,11 +332,10 @@ def _check_tensor(codec: Codec, tensor: TensorEntry, sizes: Mapping[int, int]) -
 
 
 def _check_fragment(codec: Codec, tensor: TensorEntry, fragment: FragmentEntry, sizes: Mapping[int, int]) -> None:
-    inside = 0 <= fragment.offset <= sizes.get(fragment.file, -1) - fragment.stored_bytes
-    plausible = fragment.stored_bytes >= 0 and math.isfinite(fragment.gain)
+    inside = 0 <= fragment.offset <= sizes.get(fragment.file, -1) - fragment.stored_bytes and fragment.stored_bytes >= 0
     known = fragment.compression in NAMES and (codec.whole_fragment_compression or fragment.compression == NONE)
     same = fragment.compression != NONE or fragment.stored_bytes == fragment.raw_bytes
-    if not (inside and plausible and known and same):
+    if not (inside and known and same):
         raise FormatError(
             f"fragment {fragment.index} of tensor {tensor.name!r} is described impossibly",
             tensor=tensor.name,

@@ -109,6 +109,17 @@ def test_impossible_tensors(changes: dict[str, Any], manifest: Manifest) -> None
 
 
 @pytest.mark.fault("absurd-layout")
+@pytest.mark.parametrize("changes", [{"offset": -1}, {"stored_bytes": -1}, {"compression": "none"}], ids=str)
+def test_an_impossible_fragment_that_is_alone(changes: dict[str, Any]) -> None:
+    """Nothing overlaps it, and no codec knows how many bytes a compressed fragment takes."""
+    store = holoray.MemoryStore()
+    holoray.encode({"zeros": np.zeros(4096, np.int32)}, store)
+    manifest = holoray.open(store).manifest
+    assert [f.compression for f in manifest.tensors[0].fragments] == ["zstd"]
+    refused(with_fragment(manifest, 0, 0, **changes))
+
+
+@pytest.mark.fault("absurd-layout")
 def test_shapes_that_do_not_fit(manifest: Manifest) -> None:
     entry = manifest.tensors[0]
     for shape in ((1500, 900), (1 << 40, 1), (1 << 62,)):

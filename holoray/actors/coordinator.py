@@ -116,6 +116,8 @@ class Coordinator:
         self._started = started
         self._reign = legacy.reign
         self._members: dict[str, Member] = {}
+        self._deserted = set(legacy.fallen)
+        """Nodes on which a worker died: whether they live is asked until they have one again."""
         self._calls: dict[Any, _Call] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._dismissed: list[str] = []
@@ -227,6 +229,7 @@ class Coordinator:
         for name, member in self._members.items():
             if name not in beating:
                 self._calls[member.handle.beat.remote()] = _Call(name, partial(self._pulse, name), beat=True)
+        self._mourn_nodes()
         self._feed(Tick(time.monotonic()))
         self._count_workers()
         pending = sum(_fragments(call.task) for call in self._calls.values())
@@ -337,6 +340,7 @@ class Coordinator:
             self._feed(WorkerJoined(time.monotonic(), member.name, member.node, member.ingests))
 
         self._members[member.name] = member
+        self._deserted.discard(member.node)
         self._calls[member.handle.enlist.remote(self._reign)] = _Call(member.name, joined)
         self._count_workers()
 
@@ -345,9 +349,17 @@ class Coordinator:
         if member is None:
             return
         self._drop_calls(name)
-        if member.node not in self._living_nodes():
-            self._feed(NodeLost(time.monotonic(), member.node))
+        self._deserted.add(member.node)
+        self._mourn_nodes()
         self._feed(WorkerLost(time.monotonic(), name))
+
+    def _mourn_nodes(self) -> None:
+        """A node often dies some time after its workers, or before Ray notices: what it held is not waited for."""
+        if not self._deserted:
+            return
+        for node in self._deserted - self._living_nodes():
+            self._deserted.discard(node)
+            self._feed(NodeLost(time.monotonic(), node))
 
     def _dismiss(self, name: str) -> None:
         """Have the driver start another worker in its place."""

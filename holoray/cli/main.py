@@ -46,7 +46,11 @@ SourcesFile = Annotated[
 ]
 MoreShares = Annotated[
     list[str] | None,
-    typer.Option("--share", help="STORE is one share of a store, and here is another (repeatable).", metavar="PLACE"),
+    typer.Option(
+        "--share",
+        help="STORE is a share or a folder of shares, and here are others (repeatable).",
+        metavar="PLACE",
+    ),
 ]
 Expect = Annotated[
     str | None, typer.Option("--expect", help="Root that the store must have (sha256:…); checks sha256 everywhere.")

@@ -18,7 +18,7 @@ from holoray.integrity import parse_root
 from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.pipelines.source_pool import SourcePool
-from holoray.stores import Store, open_store
+from holoray.stores import Store, find_shares, open_store
 from holoray.stores.root import read_root
 from holoray.stores.uri import redacted
 
@@ -48,11 +48,11 @@ def open_sources(places: Sequence[Place], policy: FaultPolicy | None = None, exp
     """
     specs = [place if isinstance(place, SourceSpec) else SourceSpec(place) for place in places]
     specs.sort(key=lambda spec: spec.priority)
-    stores = [open_store(spec.place) for spec in specs]
-    if not stores:
+    places_named = [open_store(spec.place) for spec in specs]
+    if not places_named:
         raise UsageError("there is no store to open", hint="name at least one place")
-    _refuse_twins(stores)
-    roots = _roots_of(stores)
+    _refuse_twins(places_named)
+    stores, roots = _roots_of(places_named)
     root = _agreed(stores, roots, expect)
     answers = list(zip(stores, specs, roots, strict=True))
     kept = [(store, spec.priority) for store, spec, found in answers if found == root or _is_absent(found)]
@@ -90,32 +90,46 @@ def _refuse_twins(stores: Sequence[Store]) -> None:
         seen.add(store.uri)
 
 
-def _roots_of(stores: Sequence[Store]) -> list[str | HolorayError]:
-    """What each place says its root is, or why it does not; once one has answered, the others have a few seconds."""
-    answers: dict[int, str | HolorayError | Exception] = {}
+def _roots_of(places: Sequence[Store]) -> tuple[list[Store], list[str | HolorayError]]:
+    """The store (or set of shares) at each place, and what it says its root is, or why it does not.
+
+    Once one has answered, the others have a few seconds.
+    """
+    answers: dict[int, tuple[Store, str | Exception]] = {}
     changed = threading.Condition()
 
     def ask(number: int) -> None:
-        answer: str | Exception
+        answer: tuple[Store, str | Exception]
         try:
-            answer = read_root(stores[number])
+            answer = _with_root(places[number])
         except Exception as error:
-            answer = error
+            answer = places[number], error
         with changed:
             answers[number] = answer
             changed.notify_all()
 
-    for number in range(len(stores)):  # in threads that nobody has to wait for
+    for number in range(len(places)):  # in threads that nobody has to wait for
         threading.Thread(target=ask, args=(number,), name="holoray-open", daemon=True).start()
     with changed:
-        changed.wait_for(lambda: len(answers) == len(stores) or any(isinstance(a, str) for a in answers.values()))
-        changed.wait_for(lambda: len(answers) == len(stores), _GRACE_S)
+        changed.wait_for(lambda: len(answers) == len(places) or any(isinstance(a, str) for _, a in answers.values()))
+        changed.wait_for(lambda: len(answers) == len(places), _GRACE_S)
         late = SourceError(f"no answer within {_GRACE_S:.0f} s")
-        found = [answers.get(number, late) for number in range(len(stores))]
-    for answer in found:
+        found = [answers.get(number, (place, late)) for number, place in enumerate(places)]
+    for _, answer in found:
         if not isinstance(answer, str | SourceError | FormatError):
             raise answer
-    return [answer for answer in found if isinstance(answer, str | HolorayError)]
+    roots = [answer for _, answer in found if isinstance(answer, str | HolorayError)]
+    return [store for store, _ in found], roots
+
+
+def _with_root(place: Store) -> tuple[Store, str]:
+    try:
+        return place, read_root(place)
+    except SourceError:  # looking for shares first would cost every other place a round trip
+        shares = find_shares(place)
+        if shares is None:
+            raise
+        return shares, read_root(shares)
 
 
 def _agreed(stores: Sequence[Store], roots: Sequence[str | HolorayError], expect: str | None) -> str:

@@ -19,8 +19,9 @@ from holoray.pipelines.share_check import BadPart, OnBytes, check_shares
 from holoray.pipelines.verify import BadFragment, verify_file
 from holoray.stores import MANIFEST, ROOT, ShareSet, Store
 from holoray.stores.base import SHARE, fragment_number
+from holoray.stores.share_set import share_places
 from holoray.stores.share_target import PartWriter, chunks_of, write_blob
-from holoray.stores.shares import CodedFile, folder_index, part_file, share_folder
+from holoray.stores.shares import CodedFile, part_file, share_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +81,14 @@ def repair(places: Sequence[Store], on_bytes: OnBytes | None = None) -> RepairRe
 
 def _homes(places: Sequence[Store]) -> tuple[ShareSet, dict[int, Store]]:
     """The shares that are there, and where each share belongs: also those that are not there, as far as is known."""
-    parent = places[0] if len(places) == 1 else None
-    folders = [name for name in parent.folders() if folder_index(name) >= 0] if parent is not None else []
-    if parent is not None and folders:
-        places = [parent.folder(name) for name in folders]
-    shares = ShareSet(places)
+    first, *others = places
+    inside = list(places) if others else share_places(first)
+    parent = first if not others and inside != [first] else None
+    shares = ShareSet(inside)
     homes = dict(shares.places)
     vacant = [stranger.place for stranger in shares.strangers if _is_vacant(stranger.place, shares)]
     for share in shares.missing:
-        if parent is not None and folders:
+        if parent is not None:
             home = parent.folder(share_folder(share))
             if home.uri not in {place.uri for place in shares.places.values()} and _is_vacant(home, shares):
                 homes[share] = home

@@ -14,7 +14,7 @@ from holoray.stores.limits import ReadLimits
 from holoray.stores.local import LocalStore
 from holoray.stores.memory import MemoryStore
 from holoray.stores.remote import RemoteStore
-from holoray.stores.share_set import ShareSet, find_shares
+from holoray.stores.share_set import ShareSet, find_shares, share_places
 from holoray.stores.share_target import ShareTarget
 from holoray.stores.shares import Shares, share_folder
 from holoray.stores.uri import scheme_of
@@ -73,10 +73,10 @@ def open_store(where: Store | str | os.PathLike[str]) -> Store:
 
 
 def open_shares(places: Sequence[Store | str | os.PathLike[str]]) -> ShareSet:
-    """The store whose shares lie at these paths or URIs, in any order; see `ShareSet`."""
+    """The store whose shares lie at these paths or URIs, or in folders there, in any order; see `ShareSet`."""
     if not places:
         raise UsageError("no place of a share was given")
-    return ShareSet([open_store(place) for place in places])
+    return ShareSet([share for place in places for share in share_places(open_store(place))])
 
 
 def share_target(where: Store | str | os.PathLike[str], shares: Shares) -> ShareTarget:

@@ -313,10 +313,17 @@ class _Read:
 
 def find_shares(store: Store) -> ShareSet | None:
     """The shares in the folders `share-*` of a store, or the one that it is itself; None if there are none."""
-    folders = sorted((folder_index(name), name) for name in store.folders() if folder_index(name) >= 0)
-    if folders:
-        return ShareSet([store.folder(name) for _, name in folders])
-    return ShareSet([store]) if store.exists(SHARE) else None
+    folders = share_places(store)
+    return ShareSet(folders) if folders != [store] or store.exists(SHARE) else None
+
+
+def share_places(store: Store) -> list[Store]:
+    """The folders `share-*` of a place, by number; the place itself if it has none."""
+    try:
+        folders = sorted((folder_index(name), name) for name in store.folders() if folder_index(name) >= 0)
+    except SourceError:  # whoever reads there will be told why
+        return [store]
+    return [store.folder(name) for _, name in folders] or [store]
 
 
 def _open(place: Store) -> OpenedPlace:

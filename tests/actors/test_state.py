@@ -130,6 +130,7 @@ def test_what_keeps_failing_ends_with_its_own_error(error: HolorayError) -> None
     assert machine.handle(TaskFailed(1.0, "a", assigned.epoch, error)) == [GiveUp(error)]
     assert machine.done
     assert machine.handle(Tick(9.0)) == []
+    assert join(machine, "b") == []
 
 
 def test_what_cannot_be_cured_ends_at_once() -> None:

@@ -103,3 +103,23 @@ def test_a_warm_up_from_two_sources(copies: tuple[Path, Path], model: Model, tmp
     values = as_json("warmup", bad, good, "--workers", 1, "--out", tmp_path)
     assert values["quality"] == 1.0
     assert_exact(tmp_path / "model.safetensors", model)
+
+
+@pytest.mark.ray
+@pytest.mark.fault("lost-share")
+def test_shares_in_several_folders_and_a_copy_of_them(model: Model, tmp_path: Path) -> None:
+    one, two, whole = tmp_path / "one", tmp_path / "two", tmp_path / "whole"
+    root = holoray.encode(model, whole, shares=holoray.Shares.usable(4, 2, 3)).root
+    for half in (one, two):
+        shutil.copytree(whole, half)
+    for lost in (one / "share-0", one / "share-1", two / "share-2", two / "share-3", whole / "share-0"):
+        shutil.rmtree(lost)
+    out = tmp_path / "out.safetensors"
+    assert as_json("load", one, "--share", two, out)["root"] == root
+    assert_exact(out, model)
+    values = as_json("warmup", one, whole, "--workers", 1, "--out", tmp_path)
+    assert (values["root"], values["quality"]) == (root, 1.0)
+    assert_exact(tmp_path / "model.safetensors", model)
+    values = as_json("warmup", one, "--share", two, "--workers", 1, "--quality", 1.0, "--out", tmp_path / "again")
+    assert values["quality"] == 1.0
+    assert_exact(tmp_path / "again" / "model.safetensors", model)

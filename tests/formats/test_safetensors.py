@@ -103,11 +103,21 @@ def test_lies_are_format_errors(lie: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("absurd-layout")
+def test_no_tensor_is_larger_than_any_memory() -> None:
+    with pytest.raises(LimitError, match="bytes"):
+        TensorSpec("a", "F32", (1 << 30, 1 << 30))
+
+
+@pytest.mark.fault("absurd-layout")
 def test_absurd_header_lengths(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    for length, error in [(1 << 63, LimitError), (100_000_001, LimitError), (1000, TruncatedError)]:
+    for length, error, why in [
+        (1 << 63, LimitError, "states a header of"),
+        (100_000_001, LimitError, "states a header of"),
+        (1000, TruncatedError, "ends inside its header"),
+    ]:
         path.write_bytes(struct.pack("<Q", length) + b"{}")
-        with pytest.raises(error):
+        with pytest.raises(error, match=why):
             SafetensorsFile(path)
     path.write_bytes(b"\0\0")
     with pytest.raises(TruncatedError):

@@ -16,7 +16,7 @@ from holoray.errors import HolorayError
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.stores import MANIFEST, ROOT
 
-VERIFY_STEP = 61
+VERIFY_STEP = 121
 """Sampled bits of fragment files; odd, so that all places in a byte are met."""
 LOAD_STEP = 307
 
