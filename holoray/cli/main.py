@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
-from holoray.cli.output import Output, decibel, fail, human_bytes, printable, short, shown, table
+from holoray.cli.output import Output, counted, decibel, fail, human_bytes, printable, short, shown, table
 from holoray.errors import DeviceError, FormatError, HolorayError, IntegrityError, UsageError
 
 if TYPE_CHECKING:
@@ -219,17 +219,19 @@ def verify(
         *([faults] if bad else []),
         *([share_faults_table(bad_shares)] if bad_shares else []),
     )
+    if not out.for_people:  # who has no tables
+        out.warn([str(row) for row in (*bad, *bad_shares)])
     if bad_shares:
-        out.warn([*map(str, bad_shares[:3]), "run `holoray repair` to put the shares right"])
+        out.warn(["run `holoray repair` to put the shares right"])
     if bad or bad_shares:
         sys.exit(IntegrityError.exit_code)
 
 
 def _verdict(store: str, root: str | None, faults: int, faults_of_shares: int) -> str:
     if faults:
-        return f"{faults} faults in {store}"
+        return f"{counted(faults, 'fault')} in {store}"
     if faults_of_shares:
-        return f"all of {store} can be read, but its shares have {faults_of_shares} faults, root {root}"
+        return f"all of {store} can be read, but its shares have {counted(faults_of_shares, 'fault')}, root {root}"
     return f"{store} is whole, root {root}"
 
 

@@ -124,6 +124,11 @@ def human_bytes(count: float) -> str:
     return f"{count:.2f} TiB"
 
 
+def counted(count: int, noun: str) -> str:
+    """'1 fault', '2 faults'."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def decibel(snr_db: float | None) -> str:
     return "exact" if snr_db is None or math.isinf(snr_db) else f"{snr_db:.1f} dB"
 

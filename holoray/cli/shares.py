@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from holoray.cli.output import Output, shown, table
+from holoray.cli.output import Output, counted, shown, table
 from holoray.errors import UsageError
 from holoray.pipelines.repair import RepairReport, repair
 from holoray.pipelines.share_check import BadPart, bytes_to_check, check_shares
@@ -71,9 +71,10 @@ def run_repair(out: Output, places: Sequence[str]) -> bool:
         report = repair([open_store(place) for place in places], lambda nbytes: advance(nbytes, ""))
     left = homeless(report)
     faults = len(report.failed) + len(left)
+    done = f"{counted(len(report.repaired), 'file')} of shares rebuilt, {counted(faults, 'fault')} left"
     out.result(
         asdict(report) | {"ok": not faults},
-        f"{len(report.repaired)} files of shares rebuilt, {faults} faults left, root {report.root}"
+        f"{done}, root {report.root}"
         if report.found
         else f"all {report.shares} shares are whole, root {report.root}",
         *([share_faults_table(report.found)] if report.found else []),

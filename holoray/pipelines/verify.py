@@ -26,6 +26,10 @@ class BadFragment:
     fragment: int | None
     why: str
 
+    def __str__(self) -> str:
+        where = "" if self.tensor is None else f", fragment {self.fragment} of tensor {self.tensor!r}"
+        return f"{self.file}{where}: {self.why}"
+
 
 _ASKING: Final = 16  # requests under way at once: each is a round trip and next to no bytes
 Located = tuple[str, FragmentEntry]

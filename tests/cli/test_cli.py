@@ -162,6 +162,10 @@ def test_a_damaged_store_is_named_and_exits_3(store: Path, tmp_path: Path) -> No
     assert report["ok"] is False
     assert [set(row) for row in report["bad"]] == [{"file", "tensor", "fragment", "why"}]
     assert report["bad"][0]["file"] == "fragments-00001.arrow"
+    said = run("verify", bad).stderr
+    assert said.startswith("1 fault in ")
+    assert "fragments-00001.arrow, fragment " in said
+    assert repr(report["bad"][0]["tensor"]) in said
     done = run("load", bad, tmp_path / "x.safetensors")
     assert done.returncode == 3
     assert report["bad"][0]["tensor"] in done.stderr

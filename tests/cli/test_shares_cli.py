@@ -84,7 +84,7 @@ def test_lose_load_verify_repair(shares: Path, store: Path, tmp_path: Path) -> N
     assert tensors(out) == tensors(shares / "in.safetensors")
     verified = run("verify", store)
     assert verified.returncode == 3
-    assert "can be read, but its shares have 1 faults" in verified.stderr
+    assert "can be read, but its shares have 1 fault," in verified.stderr
     assert "share 2: " in verified.stderr
     assert "is whole" not in verified.stderr
 
