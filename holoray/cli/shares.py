@@ -74,9 +74,7 @@ def run_repair(out: Output, places: Sequence[str]) -> bool:
     done = f"{counted(len(report.repaired), 'file')} of shares rebuilt, {counted(faults, 'fault')} left"
     out.result(
         asdict(report) | {"ok": not faults},
-        f"{done}, root {report.root}"
-        if report.found
-        else f"all {report.shares} shares are whole, root {report.root}",
+        f"{done}, root {report.root}" if report.found else f"all {report.shares} shares are whole, root {report.root}",
         *([share_faults_table(report.found)] if report.found else []),
     )
     notes = [f"{bad.file}: {bad.why}" for bad in report.failed]
