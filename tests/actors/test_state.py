@@ -130,7 +130,14 @@ def test_what_keeps_failing_ends_with_its_own_error(error: HolorayError) -> None
     assert machine.handle(TaskFailed(1.0, "a", assigned.epoch, error)) == [GiveUp(error)]
     assert machine.done
     assert machine.handle(Tick(9.0)) == []
-    assert join(machine, "b") == []
+
+
+def test_it_gives_up_once_and_asks_for_nothing_more() -> None:
+    machine = brain(Policy(max_attempts=1))
+    assert len(join(machine, "a")) == 2
+    (command,) = machine.handle(WorkerLost(1.0, "a"))
+    assert isinstance(command, GiveUp)
+    assert machine.handle(WorkerLost(1.0, "b")) == []
 
 
 def test_what_cannot_be_cured_ends_at_once() -> None:
@@ -328,6 +335,17 @@ def test_what_a_node_holds_is_not_read_again() -> None:
     ingests = first_assignments(machine.handle(TaskDone(1.0, "a", survey.epoch, found)), Kind.INGEST)
     assert [unit for task in ingests for unit in task.units] == [units[missing]]
     assert machine.inherited_bytes == sum(u.stored_bytes for u in goal.new) - units[missing].stored_bytes
+
+
+def test_nothing_is_read_before_every_node_has_said_what_it_holds() -> None:
+    """Also one whose workers died with the coordinator: another may join there."""
+    machine = follow_up(muster={"a": "n0"}, fallen={"n1": ["b"]})
+    (survey,) = first_assignments(machine.handle(WorkerJoined(0.0, "a", "n0")), Kind.SURVEY)
+    assert machine.handle(TaskDone(1.0, "a", survey.epoch, Survey())) == []
+    (survey,) = first_assignments(machine.handle(WorkerJoined(2.0, "c", "n1")), Kind.SURVEY)
+    whole = frozenset((u.tensor, u.slot) for u in goals(manifest_of(2), (0.5, 1.0))[0].new)
+    said = machine.handle(TaskDone(3.0, "c", survey.epoch, Survey(making=Holdings(whole))))
+    assert {c.kind for c in said if isinstance(c, Assign)} == {Kind.TRANSFER}
 
 
 def test_a_follower_goes_on_after_what_the_consumer_has() -> None:
