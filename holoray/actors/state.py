@@ -185,7 +185,7 @@ class Brain:
     def _skip(self, held: set[Slot]) -> None:
         """What was found on a node need not be ingested, though an answer that was never heard left it queued."""
         for queue in (self._fresh, self._refining):
-            left = [(task, tuple(u for u in task.units if (u.tensor, u.slot) not in held)) for task in queue]
+            left = [(task, _without(task.units, held)) for task in queue]
             queue.clear()
             queue.extend(replace(task, units=units) for task, units in left if units)
 
@@ -197,7 +197,9 @@ class Brain:
             return
         again = replace(task, attempts=task.attempts + 1, failed_on=worker)
         if task.kind is Kind.INGEST:
-            self._ingest_queue(again).appendleft(again)
+            again = replace(again, units=_without(again.units, held_anywhere(self._nodes.values())))
+            if again.units:  # a survey may have found them while they were under way
+                self._ingest_queue(again).appendleft(again)
         else:
             self._nodes[task.node].queue.appendleft(again)
 
@@ -410,6 +412,10 @@ class Brain:
     def _give_up(self, error: Exception) -> None:
         self._say(GiveUp(error))
         self.done = True
+
+
+def _without(units: Sequence[Unit], held: set[Slot]) -> tuple[Unit, ...]:
+    return tuple(unit for unit in units if (unit.tensor, unit.slot) not in held)
 
 
 def _no_workers(message: str) -> WorkerLostError:

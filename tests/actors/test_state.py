@@ -16,6 +16,7 @@ from holoray.actors.messages import (
     GiveUp,
     Holdings,
     Kind,
+    NodeLost,
     Publish,
     Pulse,
     Restart,
@@ -414,6 +415,21 @@ def test_what_was_done_before_its_worker_died_is_found_by_the_survey() -> None:
     found = {(u.tensor, u.slot) for task in lost for u in task.units}
     commands = machine.handle(TaskDone(3.0, "b", survey.epoch, Survey(making=Holdings(frozenset(found)))))
     assert not found & {(u.tensor, u.slot) for c in commands if isinstance(c, Assign) for u in c.units}
+
+
+def test_what_a_survey_finds_while_it_is_under_way_is_not_tried_again() -> None:
+    machine = follow_up(muster={"a": "n0", "b": "n1"})
+    machine.handle(WorkerJoined(0.0, "a", "n0"))
+    (survey,) = first_assignments(machine.handle(WorkerLost(1.0, "b")), Kind.SURVEY)
+    assert first_assignments(machine.handle(TaskDone(2.0, "a", survey.epoch, Survey())), Kind.INGEST) == []
+    asked = first_assignments(machine.handle(NodeLost(5.0, "n1")), Kind.INGEST)
+    (survey,) = first_assignments(machine.handle(WorkerJoined(6.0, "d", "n1")), Kind.SURVEY)
+    found = frozenset((u.tensor, u.slot) for u in asked[0].units)
+    todo = [*asked[1:], *machine.handle(TaskDone(7.0, "d", survey.epoch, Survey(making=Holdings(found))))]
+    todo += machine.handle(TaskFailed(8.0, asked[0].worker, asked[0].epoch, SourceError("gone")))
+    while ingests := [c for c in todo if isinstance(c, Assign) and c.kind is Kind.INGEST]:
+        assert not found & {(u.tensor, u.slot) for task in ingests for u in task.units}
+        todo = [c for task in ingests for c in machine.handle(TaskDone(9.0, task.worker, task.epoch))]
 
 
 def test_a_node_without_workers_is_waited_for_and_then_read_again() -> None:

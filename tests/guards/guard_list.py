@@ -156,6 +156,7 @@ STATE: Final = (
     Guard("actors/state.py", "self._awaited is None and not self._muster:", "self._awaited is None:", _STATE + "test_nothing_is_asked_before_every_worker_has_left_the_dead_coordinator"),
     Guard("actors/state.py", "        self._restarts = 0\n        node.have", "        node.have", _STATE + "test_work_done_forgives_earlier_restarts"),
     Guard("actors/state.py", "        if self._unseen:\n            return False", "", _STATE + "test_nothing_is_read_before_every_node_has_said_what_it_holds"),
+    Guard("actors/state.py", "units=_without(again.units, held_anywhere(self._nodes.values()))", "units=again.units", _STATE + "test_what_a_survey_finds_while_it_is_under_way_is_not_tried_again"),
     Guard("actors/state.py", "            self._skip(node.have)", "            pass", _STATE + "test_what_was_done_before_its_worker_died_is_found_by_the_survey"),
     Guard("actors/state.py", "if any(self._todo.lacking(node) for node in manned.values()):", "if False:", _STATE + "test_a_node_without_workers_is_waited_for_and_then_read_again"),
     Guard("actors/todo.py", "if (unit.tensor, unit.slot) not in held]", "]", _STATE + "test_every_schedule_ends_whole"),
