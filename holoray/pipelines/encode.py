@@ -29,6 +29,7 @@ from holoray.pipelines.policy import EncodePolicy, is_mandatory
 from holoray.pipelines.store_writer import StoreWriter
 from holoray.pipelines.tensor_codec import begin_encoding
 from holoray.stores import ROOT, ShareTarget, Store, open_store
+from holoray.stores.shares import folder_index
 from holoray.tensor import Array, TensorSpec, as_bytes
 
 IN_FLIGHT_BYTES: Final = 384 << 20
@@ -69,6 +70,8 @@ def encode(
     policy = policy or EncodePolicy()
     source, store = open_checkpoint(checkpoint), open_store(where)
     with store.exclusive():
+        if any(folder_index(name) >= 0 for name in store.folders()):
+            raise UsageError(f"{store.uri} holds shares of a store", hint="choose another path, or encode to shares")
         if store.exists(ROOT) and not overwrite:
             raise UsageError(f"{store.uri} already holds a store", hint="choose another path, or pass --overwrite")
         with store.replacement() if store.exists(ROOT) else nullcontext(store) as target:

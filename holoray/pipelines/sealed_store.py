@@ -15,7 +15,7 @@ from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.plan import Target, select
 from holoray.pipelines.source_pool import SourcePool, SourceStats
 from holoray.pipelines.verify import BadFragment, verify
-from holoray.stores import MANIFEST, Store, find_shares, fragment_file, open_store
+from holoray.stores import MANIFEST, ShareSet, Store, find_shares, fragment_file, open_store
 from holoray.stores.root import read_root
 from holoray.tensor import Array
 
@@ -47,6 +47,8 @@ class SealedStore:
             manifest = self._open(expect)
         self.strict = expect is not None or self.store.remote
         names = {fragment_file(file.number): file.number for file in manifest.files}
+        if isinstance(self.store, ShareSet):
+            _check_layout(self.store, manifest)
         lost = self.store.unreadable(list(names))
         self.manifest: Manifest = manifest.without({names[name]: why for name, why in lost.items()})
 
@@ -123,3 +125,15 @@ class SealedStore:
     def verify(self, on_progress: Callable[[int], None] | None = None) -> list[BadFragment]:
         """Everything that is wrong: each payload against both digests, each file's framing and size."""
         return verify(self.store, self.manifest, on_progress)
+
+
+def _check_layout(shares: ShareSet, manifest: Manifest) -> None:
+    """Raise IntegrityError if shares state other sizes than the sealed manifest: memory is taken by what they state."""
+    for file in manifest.files:
+        name = fragment_file(file.number)
+        if shares.size(name) != file.bytes:
+            raise IntegrityError(
+                f"the shares of {shares.uri} state {shares.size(name)} bytes for {name}, the manifest {file.bytes}",
+                hint="the shares are forged: get them from elsewhere",
+                source=shares.uri,
+            )

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from holoray.errors import HolorayError
 from holoray.stores import ROOT
-from holoray.stores.share_set import SharePart, ShareSet
+from holoray.stores.share_part import SharePart
+from holoray.stores.share_set import ShareSet
 from holoray.stores.shares import CodedFile
 
 OnBytes = Callable[[int], None]

@@ -16,7 +16,7 @@ from holoray.stores.memory import MemoryStore
 from holoray.stores.remote import RemoteStore
 from holoray.stores.share_set import ShareSet, find_shares, share_places
 from holoray.stores.share_target import ShareTarget
-from holoray.stores.shares import Shares, share_folder
+from holoray.stores.shares import Shares, folder_index, share_folder
 from holoray.stores.uri import scheme_of
 from holoray.stores.wrapped import WrappedStore
 
@@ -87,4 +87,6 @@ def share_target(where: Store | str | os.PathLike[str], shares: Shares) -> Share
     parent = open_store(where)
     if parent.exists(ROOT):
         raise UsageError(f"{parent.uri} already holds a store in one piece", hint="choose another path")
-    return ShareTarget([parent.folder(share_folder(index)) for index in range(shares.total)], shares)
+    folders = [parent.folder(share_folder(index)) for index in range(shares.total)]
+    surplus = [parent.folder(name) for name in parent.folders() if folder_index(name) >= shares.total]
+    return ShareTarget(folders, shares, surplus)

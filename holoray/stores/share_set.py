@@ -6,7 +6,6 @@ stripe read as well, and the chunk is computed from any k of them.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,95 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-import xxhash
-
 from holoray.errors import FormatError, HolorayError, SourceError
 from holoray.stores.base import ROOT, SHARE, Store
 from holoray.stores.read_only import ReadOnlyStore
 from holoray.stores.reed_solomon import rebuild
-from holoray.stores.shares import (
-    MAX_SHARE_BYTES,
-    CodedFile,
-    ShareTable,
-    digest_of,
-    folder_index,
-    footer_bytes,
-    part_file,
-    read_share,
-)
-from holoray.stores.stripes import Piece, Stripes, unit_at, unit_ranges
+from holoray.stores.share_part import SharePart
+from holoray.stores.shares import MAX_SHARE_BYTES, CodedFile, ShareTable, folder_index, read_share
+from holoray.stores.stripes import Piece, Stripes
 
 _AT_ONCE: Final = 16
 T = TypeVar("T")
 U = TypeVar("U")
-
-
-class SharePart:
-    """The part of a file on one share, whose bytes are checked as they are read; what fails once is not asked again."""
-
-    def __init__(self, place: Store, file: CodedFile, share: int, *, strict: bool) -> None:
-        self.place = place
-        self.file = file
-        self.share = share
-        self.name = part_file(file.stripes.name)
-        self.strict = strict
-        """Whether sha256 is checked besides xxh3_64."""
-        self.fault = ""
-        """Why the part as a whole cannot be used; empty as long as it can."""
-        self._footer: bytes | None = None
-        self._opening = threading.Lock()
-
-    def check_length(self) -> bool:
-        """Whether it is there and as long as it should be."""
-        try:
-            size = self.place.size(self.name)
-        except HolorayError as error:
-            self.fault = error.message
-        else:
-            if size != self.file.part_bytes:
-                self.fault = f"{self.name} has {size} bytes instead of {self.file.part_bytes}"
-        return not self.fault
-
-    def read(self, stripe: int, start: int, stop: int, out: memoryview) -> str:
-        """Read bytes of its chunk of a stripe, from the beginning of a unit to the end of one.
-
-        Returns why they cannot be used; an empty text if `out` holds what was written.
-        """
-        footer = self._checked_footer()
-        if footer is None:
-            return self.fault
-        at = self.file.stripes.part_offset(stripe) + start
-        try:
-            got = self.place.read_into(self.name, at, out)
-        except HolorayError as error:
-            self.fault = error.message
-            return self.fault
-        if got != stop - start:
-            self.fault = f"{self.name} ends at byte {at + got}"
-            return self.fault
-        for begin, end in unit_ranges(got):
-            data = out[begin:end]
-            expected = digest_of(footer, unit_at(at + begin))
-            same = xxhash.xxh3_64_intdigest(data) == expected.xxh3_64
-            if not same or (self.strict and hashlib.sha256(data).digest() != expected.sha256):
-                return f"bytes {at + begin} to {at + end} of {self.name} do not match their digest"
-        return ""
-
-    def _checked_footer(self) -> bytes | None:
-        """The digests, once they match what all shares say of them."""
-        with self._opening:
-            if self._footer is None and not self.fault and self.check_length():
-                out = bytearray(footer_bytes(self.file.stripes))
-                try:
-                    self.place.read_into(self.name, self.file.stripes.part_bytes, memoryview(out))
-                except HolorayError as error:
-                    self.fault = error.message
-                else:
-                    if hashlib.sha256(out).digest() == self.file.footers[self.share]:
-                        self._footer = bytes(out)
-                    else:
-                        self.fault = f"the digests at the end of {self.name} are not those that the shares agree on"
-            return self._footer
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +34,17 @@ class OpenedPlace:
     index: int = -1
     table: ShareTable | None = None
     why: str = ""
+    damaged: bool = False
+    """Whether there is a `share.json` that cannot be understood."""
 
 
 class ShareSet(ReadOnlyStore):
     """A store of which some shares may be missing; read only.
 
     Takes what most places agree on as the set, and places that disagree as missing: a share of another store, or of an
-    older version of this one, can do no harm, nor can fewer liars than there are honest shares. Raises SourceError if
-    no place holds a share, or if they are of two stores to equal parts.
+    older version of this one, can do no harm, nor can fewer liars than there are honest shares. Where several places
+    say that they hold the same share, those count whose parts bear it out. Raises SourceError if no place holds a
+    share, or if they are of two stores to equal parts.
     """
 
     write_hint = "`holoray encode --shares` writes shares, `holoray repair` rebuilds lost ones"
@@ -130,39 +54,35 @@ class ShareSet(ReadOnlyStore):
         opened = _at_once(_open, self._given)
         self.table = _agreed(opened)
         self.places: dict[int, Store] = {}
-        """The place of each share that is there."""
+        """The place of each share that is there; if several hold it, the one with the most parts that open."""
         self.missing: dict[int, str] = {}
         """Why each of the other shares is not there."""
         self.strangers: list[OpenedPlace] = []
         """Places given that hold no share of the set (or one that another place holds too)."""
+        self.files = {file.stripes.name: file for file in self.table.files}
+        self._parts: dict[tuple[str, int], list[SharePart]] = {}
+        claims: dict[int, list[OpenedPlace]] = {}
         for at in opened:
-            if at.table == self.table and at.index not in self.places:
-                self.places[at.index] = at.place
+            if at.table == self.table:
+                claims.setdefault(at.index, []).append(at)
             else:
-                self.strangers.append(replace(at, why=at.why or self._why_not(at)))
+                why = at.why or "holds a share of another store, or of another version of this one"
+                self.strangers.append(replace(at, why=why))
+        for claimants in claims.values():
+            self._settle(claimants)
         for index in range(self.table.total):
             if index not in self.places:
                 self.missing[index] = "its place does not hold it" if self.strangers else "no place of it was given"
         self.uri = _common_name(self._given)
         self.remote = any(place.remote for place in self._given)
         self.in_process = any(place.in_process for place in self._given)
-        self.files = {file.stripes.name: file for file in self.table.files}
         self.rebuilt_bytes = 0
         """Bytes that had to be computed from other shares so far."""
         self._counting = threading.Lock()
-        self._parts = {
-            (name, share): SharePart(place, file, share, strict=place.remote)
-            for name, file in self.files.items()
-            for share, place in self.places.items()
-        }
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="holoray-shares") if self.remote else None
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self._given,)
-
-    def part(self, name: str, share: int) -> SharePart | None:
-        """The part of a file on a share; None if the share is not there."""
-        return self._parts.get((name, share))
 
     def names(self) -> Iterator[str]:
         return iter(sorted([ROOT, *self.files]))
@@ -179,7 +99,12 @@ class ShareSet(ReadOnlyStore):
         length = max(0, min(out.nbytes, stripes.nbytes - offset))
         reads = [_Read(piece, stripes, out) for piece in stripes.pieces(offset, length)]
         self._each(self._read_data, reads)
-        if any(read.lost for read in reads):
+        try:
+            self._recover(stripes, reads)
+        except SourceError:
+            if not self._forgive(name):
+                raise
+            self._each(self._read_data, [read for read in reads if read.lost])
             self._recover(stripes, reads)
         for read in reads:
             read.deliver()
@@ -187,12 +112,9 @@ class ShareSet(ReadOnlyStore):
 
     def unreadable(self, names: Sequence[str]) -> Mapping[str, str]:
         asked = set(names)
-        parts = [part for (name, _), part in self._parts.items() if name in asked]
-        whole = Counter(
-            part.file.stripes.name
-            for part, fine in zip(parts, _at_once(SharePart.check_length, parts), strict=True)
-            if fine
-        )
+        parts = [part for (name, _), holders in self._parts.items() if name in asked for part in holders]
+        fine = zip(parts, _at_once(SharePart.check_length, parts), strict=True)
+        whole = Counter(name for name, _ in {(part.file.stripes.name, part.share) for part, there in fine if there})
         return {
             name: self._too_few(name, whole[name]) for name in names if whole[name] < self._file(name).stripes.needed
         }
@@ -200,7 +122,8 @@ class ShareSet(ReadOnlyStore):
     def notes(self) -> Sequence[str]:
         said = [f"share {index} of {self.table.total} is missing: {why}" for index, why in self.missing.items()]
         said += [f"{at.place.uri}: {at.why}" for at in self.strangers]
-        said += [f"share {part.share}, {part.place.uri}: {part.fault}" for part in self._parts.values() if part.fault]
+        parts = (part for holders in self._parts.values() for part in holders)
+        said += [f"share {part.share}, {part.place.uri}: {part.fault}" for part in parts if part.fault]
         if self.rebuilt_bytes:
             said.append(f"{self.rebuilt_bytes} bytes were computed from other shares: run `holoray repair`")
         return said
@@ -214,18 +137,45 @@ class ShareSet(ReadOnlyStore):
             raise SourceError(f"the shares at {self.uri} hold no {name}", source=self.uri)
         return self.files[name]
 
-    def _why_not(self, at: OpenedPlace) -> str:
-        if at.table == self.table:
-            return f"holds share {at.index}, which {self.places[at.index].uri} holds too"
-        return "holds a share of another store, or of another version of this one"
+    def _settle(self, claimants: Sequence[OpenedPlace]) -> None:
+        """Take in the places that say they hold one share; of several, those that have parts of it, the best first."""
+        parts = {
+            at: [SharePart(at.place, f, at.index, strict=at.place.remote) for f in self.table.files] for at in claimants
+        }
+        if len(claimants) > 1:
+            opened = {at: sum(_at_once(SharePart.opens, own)) for at, own in parts.items()}
+            claimants = sorted(claimants, key=lambda at: -opened[at])
+            for at in claimants[1:]:
+                why = "which another place holds too" if opened[at] else "but has no part of it"
+                self.strangers.append(replace(at, why=f"says that it holds share {at.index}, {why}"))
+            claimants = [at for at in claimants if opened[at] or at is claimants[0]]
+        self.places[claimants[0].index] = claimants[0].place
+        for at in claimants:
+            for part in parts[at]:
+                self._parts.setdefault((part.file.stripes.name, at.index), []).append(part)
 
     def _each(self, run: Callable[[T], U], items: Sequence[T]) -> list[U]:
         """Run for each item: at once where that saves round trips."""
         return list(map(run, items) if self._pool is None or len(items) < 2 else self._pool.map(run, items))
 
     def _read_data(self, read: _Read) -> None:
-        part = self.part(read.stripes.name, read.stripes.share_of(read.piece.stripe, read.piece.chunk))
-        read.lost = part is None or bool(part.fault or part.read(read.piece.stripe, read.start, read.stop, read.data))
+        read.lost = not self._read_chunk(
+            read.stripes, read.piece.stripe, read.piece.chunk, read.start, read.stop, read.data
+        )
+
+    def _read_chunk(self, stripes: Stripes, stripe: int, chunk: int, start: int, stop: int, out: memoryview) -> bool:
+        """Whether some place that holds the chunk gave these bytes of it."""
+        return any(
+            not part.fault and not part.read(stripe, start, stop, out) for part in self._holders(stripes, stripe, chunk)
+        )
+
+    def _forgive(self, name: str) -> bool:
+        """Whether there are parts to ask again, whose places did not answer: for when there is no other way."""
+        holders = (part for (file, _), own in self._parts.items() if file == name for part in own)
+        return sum(part.forgive() for part in holders) > 0
+
+    def _holders(self, stripes: Stripes, stripe: int, chunk: int) -> Sequence[SharePart]:
+        return self._parts.get((stripes.name, stripes.share_of(stripe, chunk)), ())
 
     def _recover(self, stripes: Stripes, reads: Sequence[_Read]) -> None:
         """Compute what was lost, a stripe at a time; what is in hand already is not read again."""
@@ -245,6 +195,7 @@ class ShareSet(ReadOnlyStore):
             found = rebuild(chunks, wanted, stripes.needed, stripes.total)
             for read, data in zip(lost, found, strict=True):
                 read.data[:] = data[read.start - start : read.stop - start]
+                read.lost = False
             with self._counting:
                 self.rebuilt_bytes += sum(read.stop - read.start for read in lost)
 
@@ -252,20 +203,10 @@ class ShareSet(ReadOnlyStore):
         self, stripes: Stripes, stripe: int, start: int, stop: int, held: dict[int, bytes], *, without: Sequence[int]
     ) -> dict[int, bytes]:
         """Bytes `start` to `stop` of as many chunks of a stripe as rebuild others: data first, then parity."""
-        parts = {c: self.part(stripes.name, stripes.share_of(stripe, c)) for c in range(stripes.total)}
-        candidates = [c for c in parts if c not in held and c not in without]
-        candidates.sort(key=lambda c: (parts[c] is None or bool(getattr(parts[c], "fault", "")), c))
-        while len(held) < stripes.needed and candidates:
-            more = stripes.needed - len(held)
-            asked, candidates = candidates[:more], candidates[more:]
-
-            def read(chunk: int) -> bytes | None:
-                part, out = parts[chunk], bytearray(stop - start)
-                if part is None or part.read(stripe, start, stop, memoryview(out)):
-                    return None
-                return bytes(out)
-
-            held |= {c: data for c, data in zip(asked, self._each(read, asked), strict=True) if data is not None}
+        holders = {c: self._holders(stripes, stripe, c) for c in range(stripes.total)}
+        candidates = [c for c in holders if c not in held and c not in without]
+        candidates.sort(key=lambda c: (all(part.fault for part in holders[c]), c))
+        self._read_some(stripes, stripe, start, stop, held, candidates)
         if len(held) < stripes.needed:
             at = stripe * stripes.stripe_bytes
             raise SourceError(
@@ -276,10 +217,27 @@ class ShareSet(ReadOnlyStore):
             )
         return dict(sorted(held.items())[: stripes.needed])
 
+    def _read_some(
+        self, stripes: Stripes, stripe: int, start: int, stop: int, held: dict[int, bytes], candidates: Sequence[int]
+    ) -> None:
+        """Add bytes `start` to `stop` of some of the chunks, until there are as many as are needed."""
+
+        def read(chunk: int) -> bytes | None:
+            out = bytearray(stop - start)
+            return bytes(out) if self._read_chunk(stripes, stripe, chunk, start, stop, memoryview(out)) else None
+
+        left = list(candidates)
+        while len(held) < stripes.needed and left:
+            more = stripes.needed - len(held)
+            asked, left = left[:more], left[more:]
+            held |= {c: data for c, data in zip(asked, self._each(read, asked), strict=True) if data is not None}
+
     def _too_few(self, name: str, there: int) -> str:
         stripes = self._file(name).stripes
         gone = [
-            str(share) for share in range(stripes.total) if share not in self.places or self._parts[name, share].fault
+            str(share)
+            for share in range(stripes.total)
+            if all(part.fault for part in self._parts.get((name, share), ()))
         ]
         more = stripes.needed - there
         return (
@@ -330,7 +288,7 @@ def _open(place: Store) -> OpenedPlace:
     try:
         return OpenedPlace(place, *read_share(place.read(SHARE, MAX_SHARE_BYTES)))
     except FormatError as error:
-        return OpenedPlace(place, why=error.message)
+        return OpenedPlace(place, why=error.message, damaged=True)
     except HolorayError as error:
         return OpenedPlace(place, why=f"holds no share: {error.message}")
 
@@ -339,7 +297,7 @@ def _agreed(opened: Sequence[OpenedPlace]) -> ShareTable:
     """What most places say the set is."""
     votes = Counter(at.table for at in opened if at.table is not None).most_common(2)
     if not votes:
-        if any(name for at in opened for name in at.place.names()):
+        if not any(at.damaged for at in opened) and any(name for at in opened for name in at.place.names()):
             raise SourceError(
                 f"{_common_name([at.place for at in opened])} was never sealed: an encode was interrupted",
                 hint="run the same `holoray encode` again",

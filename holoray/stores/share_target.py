@@ -32,10 +32,11 @@ class ShareTarget(Store):
     """Where an encode writes shares; to read them, open a `ShareSet`.
 
     Coded files can only be asked for their size, and that only while all places have their part. `ROOT` is written
-    last: first every place gets its `share.json`.
+    last: first every place gets its `share.json`. `surplus` are places with shares of a store that this one replaces,
+    emptied when that is done: they could outvote the new ones.
     """
 
-    def __init__(self, places: Sequence[Store], shares: Shares) -> None:
+    def __init__(self, places: Sequence[Store], shares: Shares, surplus: Sequence[Store] = ()) -> None:
         if len(places) != shares.total:
             raise UsageError(f"{shares.total} shares need as many places, not {len(places)}")
         if len({place.uri for place in places}) != len(places):
@@ -44,6 +45,7 @@ class ShareTarget(Store):
             )
         self.places = tuple(places)
         self.shares = shares
+        self.surplus = tuple(surplus)
         self.uri = f"{places[0].uri} and {len(places) - 1} more"
         self.remote = any(place.remote for place in places)
         self.in_process = any(place.in_process for place in places)
@@ -52,6 +54,9 @@ class ShareTarget(Store):
     def bytes_stored(self) -> int:
         """Bytes of all files in all places."""
         return sum(place.size(name) for place in self.places for name in place.names() if is_own(name))
+
+    def exists(self, name: str) -> bool:
+        return super().exists(name) or (name == ROOT and any(place.exists(name) for place in self.surplus))
 
     def size(self, name: str) -> int:
         if not is_coded(name):
@@ -95,7 +100,7 @@ class ShareTarget(Store):
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for place in self.places:
+            for place in (*self.places, *self.surplus):
                 stack.enter_context(place.exclusive())
             yield
 
@@ -103,6 +108,10 @@ class ShareTarget(Store):
     def replacement(self) -> Iterator[Store]:
         with ExitStack() as stack:
             yield ShareTarget([stack.enter_context(place.replacement()) for place in self.places], self.shares)
+        for place in self.surplus:
+            own = [name for name in place.names() if is_own(name)]
+            for name in sorted(own, key=lambda name: name not in (ROOT, SHARE)):  # first what makes it a share
+                place.delete(name)
 
     def _seal(self, root: str) -> None:
         """Say in every place what all of them hold. Read back from the parts: some may be of an earlier run."""
@@ -122,7 +131,7 @@ class ShareTarget(Store):
         part = part_file(name)
         trailer = bytearray(TRAILER_BYTES)
         got = place.read_into(part, max(0, place.size(part) - TRAILER_BYTES), memoryview(trailer))
-        return read_trailer(name, bytes(trailer[:got]))
+        return read_trailer(name, bytes(trailer[:got]))[1]
 
 
 def write_blob(place: Store, name: str, data: bytes) -> None:

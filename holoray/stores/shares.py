@@ -22,7 +22,7 @@ from holoray.stores.reed_solomon import MAX_SHARES
 from holoray.stores.stripes import Stripes, unit_ranges
 
 SHARE_FORMAT: Final = 1
-MAX_SHARE_BYTES: Final = 64 << 20
+MAX_SHARE_BYTES: Final = 2 << 20  # some 900 files on 32 shares; JSON takes up to 40 times of it
 _MAGIC: Final = b"HOLOPART"
 _TRAILER: Final = struct.Struct("<8sHHHHQ")  # magic, format, share, needed, total, bytes of the blob
 _DIGEST: Final = struct.Struct("<Q32s")
@@ -135,15 +135,15 @@ def footer_bytes(stripes: Stripes) -> int:
     return stripes.units * _DIGEST.size + _TRAILER.size
 
 
-def read_trailer(name: str, trailer: bytes) -> Stripes:
-    """The layout of a file from the last `TRAILER_BYTES` of a part; raises FormatError."""
+def read_trailer(name: str, trailer: bytes) -> tuple[int, Stripes]:
+    """Which share a part is of, and the layout of its file, from its last `TRAILER_BYTES`; raises FormatError."""
     try:
         magic, version, share, needed, total, nbytes = _TRAILER.unpack(trailer)
     except struct.error:
         raise FormatError(f"a part of {name} is too short") from None
     if magic != _MAGIC or version != SHARE_FORMAT or not 1 <= needed <= total <= MAX_SHARES or share >= total:
         raise FormatError(f"a part of {name} ends in no trailer of ours")
-    return Stripes(name, nbytes, needed, total)
+    return share, Stripes(name, nbytes, needed, total)
 
 
 TRAILER_BYTES: Final = _TRAILER.size

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,79 @@ def test_empty_places_take_missing_shares(sealed: list[MemoryStore]) -> None:
     assert {part.share for part in report.repaired} == {2}
     assert fresh.blobs == sealed[2].blobs
     assert repair(places[:7]).repaired == ()  # nowhere to put the other
+
+
+def test_a_place_is_known_by_its_parts(sealed: list[MemoryStore]) -> None:
+    """Its description is damaged, in full or in one digit of a digest: no other share is written there."""
+    for harm in (lambda data: b"{}", lambda data: data.replace(b'"footers":["', b'"footers":["0', 1)[:-1]):
+        places = copies(sealed)
+        places[5].blobs[SHARE] = harm(places[5].blobs[SHARE])
+        report = repair([places[0], *places[2:]])
+        assert {(part.share, part.place) for part in report.repaired} == {(5, places[5].uri)}
+        assert places[5].blobs == sealed[5].blobs
+        assert any(bad.share == 1 for bad in report.found)
+
+
+def test_a_digit_of_a_digest(sealed: list[MemoryStore]) -> None:
+    places = copies(sealed)
+    data = bytearray(places[2].blobs[SHARE])
+    at = data.index(b'"footers":["') + len(b'"footers":["')
+    data[at] = ord("1") if data[at] != ord("1") else ord("2")
+    places[2].blobs[SHARE] = bytes(data)
+    repair(places)
+    assert blobs(places) == blobs(sealed)
+
+
+def test_a_place_that_does_not_answer_stops_nothing(sealed: list[MemoryStore]) -> None:
+    class Down(MemoryStore):
+        def names(self) -> Iterator[str]:
+            raise SourceError("down", source=self.uri)
+
+        def read_into(self, name: str, offset: int, out: memoryview) -> int:
+            raise SourceError("down", source=self.uri)
+
+        def size(self, name: str) -> int:
+            raise SourceError("down", source=self.uri)
+
+    places = copies(sealed)
+    damage = dict(places[2].blobs)
+    del places[2].blobs["fragments-00001.share"]
+    report = repair([*places[:6], Down("memory:down"), places[7]])
+    assert {part.share for part in report.repaired} == {2}
+    assert places[2].blobs == damage
+    assert [(bad.file, bad.why) for bad in report.failed] == [("memory:down", "down")]
+
+
+def test_a_place_that_cannot_be_written_stops_nothing(sealed: list[MemoryStore]) -> None:
+    places = copies(sealed)
+    for place in places[2:4]:
+        del place.blobs["fragments-00001.share"]
+    with places[2].exclusive():
+        report = repair(places)
+    assert {part.share for part in report.repaired} == {3}
+    assert [bad.file for bad in report.failed] == [places[2].uri]
+
+
+def test_a_store_that_is_replaced_before_its_lock_is_had_is_left_alone(sealed: list[MemoryStore]) -> None:
+    other = copies(sealed)
+    holoray.encode({"w": weights()["planes"]}, ShareTarget(other, SHARES), overwrite=True, threads=1)
+
+    class Replaced(MemoryStore):
+        @contextmanager
+        def exclusive(self) -> Iterator[None]:
+            with super().exclusive():
+                self.blobs.clear()
+                self.blobs.update(other[2].blobs)
+                yield
+
+    places = copies(sealed)
+    slow = Replaced(places[2].uri)
+    slow.blobs.update(places[2].blobs)
+    del slow.blobs["fragments-00001.share"]
+    report = repair([*places[:2], slow, *places[3:]])
+    assert report.repaired == ()
+    assert "written meanwhile" in report.failed[0].why
+    assert slow.blobs == other[2].blobs
 
 
 def test_other_peoples_places_are_left_alone(sealed: list[MemoryStore]) -> None:

@@ -6,8 +6,10 @@ import hashlib
 import itertools
 import json
 import pickle
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -216,6 +218,30 @@ def test_a_place_that_fails_is_not_asked_for_every_chunk(sealed: list[MemoryStor
     assert any("the disk is gone" in note for note in shares.notes())
 
 
+@pytest.mark.fault("lost-share")
+def test_places_that_did_not_answer_for_a_while_are_asked_again(sealed: list[MemoryStore]) -> None:
+    class Flaky(MemoryStore):
+        down = False
+
+        def read_into(self, name: str, offset: int, out: memoryview) -> int:
+            if self.down:
+                raise SourceError("503", source=self.uri)
+            return super().read_into(name, offset, out)
+
+    places = []
+    for place in sealed:
+        places.append(Flaky(place.uri))
+        places[-1].blobs.update(place.blobs)
+    store = holoray.open(open_shares(places))
+    for place in places[:4]:
+        place.down = True
+    with pytest.raises(SourceError, match="4 of the 7"):
+        store.load()
+    for place in places:
+        place.down = False
+    assert bits(store.load()) == bits(weights())
+
+
 # -- lies ------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +360,51 @@ def test_a_size_that_all_shares_claim_allocates_nothing(sealed: list[MemoryStore
     assert "0 of the 4" in shares.unreadable([name])[name]
 
 
+@pytest.mark.fault("forged-share")
+@pytest.mark.parametrize("lie", ["garbage", "good digests"])
+def test_a_liar_that_takes_the_name_of_another_costs_one_share(sealed: list[MemoryStore], lie: str) -> None:
+    """Exact from any seven of eight: also where the eighth says it is one of them, and is asked first."""
+    places = copies(sealed)
+    stripes = open_shares(sealed).files["fragments-00001.arrow"].stripes
+    for name, data in places[3].blobs.items():
+        if name.endswith(".share"):
+            body = stripes.part_bytes if lie == "good digests" and name == part_file(stripes.name) else len(data)
+            places[0].blobs[name] = bytes(b ^ 1 for b in data[:body]) + data[body:]
+    places[0].blobs[SHARE] = places[3].blobs[SHARE]
+    shares = open_shares(places)
+    assert bits(holoray.open(shares).load()) == bits(weights())
+    assert list(shares.missing) == [0]
+
+
+@pytest.mark.fault("bomb")
+def test_a_description_is_no_bomb(sealed: list[MemoryStore]) -> None:
+    places = copies(sealed)
+    places[2].blobs[SHARE] = b"[" + b"[]," * 20_000_000 + b"[]]"
+    tracemalloc.start()
+    try:
+        assert bits(holoray.open(open_shares(places)).load()) == bits(weights())
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    for place in places:
+        place.blobs[SHARE] = b"{}"
+    with pytest.raises(SourceError, match="malformed"):
+        open_shares(places)
+
+
+@pytest.mark.fault("forged-share")
+def test_sizes_that_all_shares_forge_are_those_of_the_manifest(sealed: list[MemoryStore]) -> None:
+    places, name = copies(sealed), "fragments-00001.arrow"
+    table = open_shares(sealed).table
+    files = [
+        replace(f, stripes=replace(f.stripes, nbytes=1 << 50)) if f.stripes.name == name else f for f in table.files
+    ]
+    for index, place in enumerate(places):
+        place.blobs[SHARE] = replace(table, files=tuple(files)).encoded(index)
+    with pytest.raises(IntegrityError, match="the manifest"):
+        holoray.open(open_shares(places))
+
+
 # -- places ----------------------------------------------------------------------------------------------
 
 
@@ -396,6 +467,12 @@ def test_an_encode_of_shares_replaces_and_resumes(tmp_path: Path, monkeypatch: p
         holoray.encode(weights(), tmp_path / "s", shares=few)
     holoray.encode(weights(), tmp_path / "s", shares=Shares(4, (2,)), overwrite=True)
     assert bits(holoray.open(open_shares([tmp_path / "s" / f"share-{i}" for i in (1, 3)])).load()) == bits(weights())
+    other = {"w": weights()["planes"]}
+    with pytest.raises(UsageError, match="holds shares"):
+        holoray.encode(other, tmp_path / "s")
+    holoray.encode(other, tmp_path / "s", shares=Shares(2, (1,)), overwrite=True)
+    assert bits(holoray.open(tmp_path / "s").load()) == bits(other)  # the two of the old store that are left were more
+    assert not any(list((tmp_path / "s" / f"share-{i}").glob("*.share")) for i in (2, 3))
 
 
 def test_shares_behind_servers_one_of_which_goes(tmp_path: Path) -> None:
