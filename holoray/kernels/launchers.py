@@ -15,7 +15,8 @@ import numpy.typing as npt
 from holoray.codecs.dealing import splitmix64
 from holoray.codecs.projection import SIGNS, block_size
 from holoray.errors import UsageError
-from holoray.kernels.dequant import check_quantised
+from holoray.formats.quantised import AWQ, GPTQ, INT8, Packing
+from holoray.kernels.dequant import KIND_OF, check_order, check_packed
 from holoray.kernels.device import Device, Geometry, grid_stride
 from holoray.tensor import DTYPES, LARGEST
 
@@ -26,6 +27,9 @@ _BLOCKS_EACH: Final = 8
 MAX_TILE: Final = 64
 """Two tiles of float32 must fit into the shared memory that every device gives unasked, 48 KiB."""
 _ROTATION_THREADS: Final = 512
+_OUTPUTS: Final = {GPTQ: 64, AWQ: 128, INT8: 1}
+_INPUTS: Final = {GPTQ: 128, AWQ: 64, INT8: 8 * _THREADS}
+"""Outputs and inputs that a block of `dequant` takes at once."""
 
 
 def output_dtype(out: Any) -> str:
@@ -48,16 +52,34 @@ def store(device: Device, weights: Any, out: Any, exponent: int) -> None:
     device.launch("cast", "cast_weights", _strided(device, -(-out.size // 8)), arguments)
 
 
-def dequantise(device: Device, q: Any, scales: Any, zeros: Any, out: Any, *, bits: int, group: int) -> None:
-    """Quantised weights to `out` [rows, columns]. Twin, with the formula: `dequant.dequantise`."""
-    check_quantised(q, scales, zeros, out, bits=bits, group=group)
-    rows, columns = out.shape
-    kind = KINDS[output_dtype(out)]
-    if out.size == 0:
-        return
-    addresses = (_address(device, array) for array in (q, scales, zeros, out))
-    numbers = (np.uint64(rows), np.uint32(columns), np.uint32(group), np.int32(bits), np.int32(kind))
-    device.launch("dequant", "dequantise", _strided(device, rows * -(-columns // 8)), (*addresses, *numbers))
+def dequantise(
+    device: Device,
+    packing: Packing,
+    q: Any,
+    scales: Any,
+    zeros: Any,
+    order: npt.NDArray[np.int32] | None,
+    out: Any,
+) -> None:
+    """A quantised layer to `out` [rows, columns]. Twin, with the formula: `dequant.dequantise`.
+
+    `order` lies on the host: groups beyond the scales are found there, before a kernel would read them.
+    """
+    check_packed(packing, q, scales, zeros, out)
+    order = check_order(packing, order)
+    uploaded = None if order is None else device.upload(order)
+    sizes = packing.rows, packing.columns, packing.group, packing.groups, packing.bits, packing.zero_offset
+    arguments = (
+        _address(device, q),
+        _address(device, scales),
+        *(np.uint64(0) if array is None else _address(device, array) for array in (zeros, uploaded)),
+        _address(device, out),
+        *(np.uint32(size) for size in sizes),
+        np.int32(KIND_OF[np.dtype(scales.dtype)]),
+        np.int32(KINDS[output_dtype(out)]),
+    )
+    blocks = -(-packing.rows // _OUTPUTS[packing.method]) * -(-packing.columns // _INPUTS[packing.method])
+    device.launch("dequant", f"dequantise_{packing.method}", _strided(device, blocks * _THREADS), arguments)
 
 
 def inverse_rotation(device: Device, x: Any, seed: int) -> None:

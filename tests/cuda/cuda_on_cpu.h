@@ -130,6 +130,13 @@ inline uint16_t half_bits(float x) {
   const float unit = std::ldexp(1.0f, exponent - 127 - 10), steps = std::nearbyint(__uint_as_float(size) / unit);
   return (uint16_t)(sign | ((unsigned)(exponent - 113) * 1024 + (unsigned)steps));
 }
+inline float half_value(uint16_t bits) {
+  const unsigned sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  if (exponent == 31) return __uint_as_float(mantissa ? 0x7fffffffu : sign | 0x7f800000u);
+  if (exponent) return __uint_as_float(sign | (exponent + 112) << 23 | mantissa << 13);
+  const float size = std::ldexp((float)mantissa, -24);
+  return sign ? -size : size;
+}
 
 namespace on_cpu {
 // Runs a grid. 0, or 1 if threads of one block met different numbers of barriers.

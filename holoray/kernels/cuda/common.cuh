@@ -24,6 +24,11 @@ FN u16 half_bits(float x) {  // nearest even
   asm("cvt.rn.f16.f32 %0,%1;" : "=h"(r) : "f"(x));
   return r;
 }
+FN float half_value(u16 bits) {
+  float r;
+  asm("cvt.f32.f16 %0,%1;" : "=f"(r) : "h"(bits));
+  return r;
+}
 #endif
 
 constexpr u32 ALL = ~0u;
