@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from holoray.errors import FormatError, LimitError, SourceError
+from holoray.formats.quantised import quantisation_metadata
 from holoray.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from holoray.tensor import Array, TensorSpec, canonical
 
@@ -59,7 +60,10 @@ class DictCheckpoint:
 
 
 class ShardedCheckpoint:
-    """One or several safetensors files; `shards` maps each to the names it must hold (None: whatever it holds)."""
+    """One or several safetensors files; `shards` maps each to the names it must hold (None: whatever it holds).
+
+    The metadata of a quantised checkpoint says how it is packed, from the configuration beside the files.
+    """
 
     def __init__(self, shards: Mapping[Path, set[str] | None]) -> None:
         self._files = {path: SafetensorsFile(path) for path in shards}
@@ -75,7 +79,8 @@ class ShardedCheckpoint:
                 self._home[spec.name] = file
                 specs.append(spec)
         self.specs = tuple(specs)
-        self.metadata: Mapping[str, str] = metadata
+        directory = next(iter(self._files)).parent
+        self.metadata: Mapping[str, str] = quantisation_metadata(directory, self._home) | metadata
 
     def read(self, name: str) -> Array:
         return self._home[name].read(name)

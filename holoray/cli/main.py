@@ -154,7 +154,7 @@ def inspect(
     """Show what a store holds and how quality grows with the bytes read (from the manifest alone)."""
     out = _begin(json, quiet)
     from holoray.cli.shares import all_shares
-    from holoray.cli.views import curve_table, inspection, tensor_table
+    from holoray.cli.views import curve_table, inspection, quantised_lines, tensor_table
     from holoray.pipelines.sealed_store import SealedStore
 
     if file is not None and not plot:
@@ -166,7 +166,7 @@ def inspect(
     out.result(
         values,
         f"{values['tensors']} tensors, {values['fragments']} fragments, {human_bytes(values['bytes_in'])} stored as "
-        f"{human_bytes(values['bytes_stored'])}, root {values['root']}",
+        f"{human_bytes(values['bytes_stored'])}, root {values['root']}{quantised_lines(values)}",
         *([] if plot else [tensor_table(values), curve_table(values)]),
     )
     out.warn(sealed.store.notes())
@@ -248,6 +248,10 @@ def load(
         str | None, typer.Option(help="Load these fragment indices of each tensor (planes: layers), e.g. 0,2,5.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to decode: cpu.")] = "cpu",
+    dequantise: Annotated[
+        str | None,
+        typer.Option(help="Quantised layers (GPTQ, AWQ, int8) become weights of this dtype: bf16, f16 or f32."),
+    ] = None,
     sources: SourcesFile = None,
     skip_corrupted: Annotated[
         bool, typer.Option("--skip-corrupted", help="Go on without fragments that are corrupt in every source.")
@@ -282,7 +286,7 @@ def load(
             entry = manifest.tensors[manifest.by_name[tensor]].fragments[index]
             advance(entry.stored_bytes, f"quality {reached:.5f}")
 
-        values = asdict(load_file(sealed, target, goal, on_fragment))
+        values = asdict(load_file(sealed, target, goal, on_fragment, dequantise=dequantise))
     stats, skipped = sealed.stats(), values.pop("skipped")
     out.result(
         values | ({"skipped": skipped, "sources": [asdict(source) for source in stats]} if stats else {}),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from rich.table import Table
 
-from holoray.cli.output import human_bytes, short, table
+from holoray.cli.output import counted, human_bytes, short, shown, table
+from holoray.formats.quantised import find_quantisation
+from holoray.manifest import Manifest
 from holoray.pipelines.curve import minimum_fragments
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.stores import ShareSet, Store
@@ -47,6 +50,7 @@ def inspection(sealed: SealedStore, tensor: str | None = None) -> dict[str, Any]
         "bytes_in": manifest.bytes_in,
         "bytes_stored": manifest.bytes_stored,
         "options": dict(manifest.options),
+        "quantised": quantised_of(manifest),
         "shares": shares_of(sealed.store),
         "per_tensor": per_tensor,
         "minimum_fragments": curve.minimum_fragments,
@@ -67,6 +71,41 @@ def shares_of(store: Store) -> dict[str, Any] | None:
         "bytes": store.table.total * sum(file.part_bytes for file in store.table.files),
         "missing": {str(index): why for index, why in store.missing.items()},
     }
+
+
+def quantised_of(manifest: Manifest) -> dict[str, Any] | None:
+    """The quantised layers: how many are packed in which way, and why some load only as they are stored.
+
+    None for a checkpoint that neither says that it is quantised nor looks like it.
+    """
+    found = find_quantisation((t.spec for t in manifest.tensors), manifest.metadata)
+    if not (found.method or found.layers or found.faults):
+        return None
+    ways = Counter((layer.packing.method, layer.packing.bits, layer.packing.group) for layer in found.layers)
+    return {
+        "method": found.method,
+        "layers": [
+            {"packing": packing, "bits": bits, "group": group, "count": count}
+            for (packing, bits, group), count in ways.items()
+        ],
+        "faults": [{"tensor": fault.tensor, "why": fault.message} for fault in found.faults],
+    }
+
+
+def quantised_lines(values: Mapping[str, Any]) -> str:
+    """The same for people: a line each way, one for all that is not understood; empty where nothing is quantised."""
+    found = values["quantised"]
+    if found is None:
+        return ""
+    lines = [
+        f"{counted(way['count'], 'layer')} of {way['packing']}, {way['bits']} bits, a scale for {way['group']} inputs"
+        for way in found["layers"]
+    ]
+    if not lines:
+        lines = [f"by {found['method'] or 'nobody knows whom'}, tensors load only as they are stored"]
+    if found["faults"]:
+        lines.append(f"{counted(len(found['faults']), 'layer')} not understood: {found['faults'][0]['why']}")
+    return "".join(f"\nquantised: {shown(line)}" for line in lines)
 
 
 def tensor_table(values: Mapping[str, Any]) -> Table:

@@ -8,8 +8,8 @@ of inputs. Three ways to store it are known:
         word, each stored minus one modulo 2**bits (format "gptq") or as it is ("gptq_v2"); `X.scales` [groups,
         outputs]; `X.g_idx` int32 [inputs], the group of each input, which are consecutive where it is missing. Bits
         2, 4 or 8. https://github.com/ModelCloud/GPTQModel/wiki/Packing-Formats-and-Compatibility
-`awq`   AutoAWQ, version "gemm": `X.qweight` int32 [inputs, outputs / 8], `X.qzeros` int32 [groups, outputs / 8], in both
-        nibble n of a word is output `AWQ_ORDER[n]` of its eight; `X.scales` [groups, outputs]. Bits 4.
+`awq`   AutoAWQ, version "gemm": `X.qweight` int32 [inputs, outputs / 8], `X.qzeros` int32 [groups, outputs / 8], nibble
+        n of a word is in both output `AWQ_ORDER[n]` of its eight; `X.scales` [groups, outputs]. Bits 4.
         https://github.com/casper-hansen/AutoAWQ/blob/main/awq/modules/linear/gemm.py
 `int8`  compressed-tensors, format "int-quantized": `X.weight` int8 [outputs, inputs], `X.weight_scale` of one number,
         [outputs], [outputs, 1] or [outputs, groups], `X.weight_zero_point` int8 of that shape where not zero.
@@ -66,7 +66,7 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class QuantisedLayer:
-    """The names of the tensors that stand for `weight`; `zeros` and `order` (the group of each input) may be missing."""
+    """The names of the tensors that stand for `weight`; `zeros` and `order` (each input's group) may be missing."""
 
     weight: str
     packing: Packing
@@ -131,6 +131,10 @@ def find_quantisation(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) 
     return Quantisation(method, tuple(layers), tuple(faults))
 
 
+def _supported(names: Iterable[str]) -> str:
+    return f"supported: {', '.join(names)}; without --dequantise the tensors load as they are stored"
+
+
 def _split(name: str) -> tuple[str, str]:
     """`a.b.qweight` -> (`a.b.`, `qweight`)."""
     head, dot, last = name.rpartition(".")
@@ -140,11 +144,14 @@ def _split(name: str) -> tuple[str, str]:
 def _read_object(path: Path) -> dict[str, Any] | None:
     """A small JSON object from a file, None where there is none."""
     try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise LimitError(f"{path} is absurdly large")
-        value = json.loads(path.read_text("utf-8"))
+        size = path.stat().st_size
+        text = path.read_bytes() if size <= _MAX_CONFIG_BYTES else b""
     except OSError:
         return None
+    if size > _MAX_CONFIG_BYTES:
+        raise LimitError(f"{path} is absurdly large", hint="it says how the checkpoint is quantised: repair it")
+    try:
+        value = json.loads(text)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -185,7 +192,7 @@ class _Parts:
         return self.prefix + part if self.has(part) else None
 
     def matrix(self, part: str, dtypes: Iterable[str]) -> tuple[int, int]:
-        """The shape of a part; raises FormatError unless it is there, a matrix that is not empty, of one of the dtypes."""
+        """The shape of a part; raises FormatError unless it is there, a matrix, not empty, of one of the dtypes."""
         if not self.has(part):
             raise FormatError(
                 f"{self.prefix}{part} is missing beside the other tensors of its quantised layer",
@@ -221,7 +228,7 @@ class _Parts:
         if bits not in known:
             raise UsageError(
                 f"{self.method} with {bits} bits is not supported",
-                hint=f"supported: {', '.join(map(str, known))}; without --dequantise the tensors load as they are stored",
+                hint=_supported(map(str, known)),
                 tensor=self.prefix + "qweight",
             )
         return bits
@@ -237,7 +244,7 @@ class _Parts:
         if value not in known:
             raise UsageError(
                 f"{self.method} of {key} {value!r} is not supported",
-                hint=f"supported: {', '.join(known)}; without --dequantise the tensors load as they are stored",
+                hint=_supported(known),
                 tensor=self.prefix + "qweight",
             )
         return value
@@ -304,11 +311,13 @@ def _int8(parts: _Parts) -> QuantisedLayer:
 
 def _unknown(parts: _Parts) -> QuantisedLayer:
     if not parts.method:
-        raise UsageError(f"nothing says how {parts.prefix}* is quantised", hint=_NO_CONFIG_HINT, tensor=parts.prefix)
+        raise UsageError(
+            f"nothing says how {parts.prefix}* is quantised", hint=_NO_CONFIG_HINT, tensor=parts.prefix.rstrip(".")
+        )
     raise UsageError(
         f"quantisation by {parts.method!r} is not supported",
-        hint=f"supported: {', '.join(_LAYERS)}; without --dequantise the tensors load as they are stored",
-        tensor=parts.prefix,
+        hint=_supported(_LAYERS),
+        tensor=parts.prefix.rstrip("."),
     )
 
 

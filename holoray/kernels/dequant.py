@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from holoray.errors import UsageError
+from holoray.errors import FormatError, UsageError
 from holoray.formats.quantised import AWQ, AWQ_ORDER, GPTQ, INT8, Packing
 from holoray.kernels.bits import float_bits
 from holoray.kernels.planes_groups import F16, F32, KINDS
@@ -51,7 +51,11 @@ def check_packed(packing: Packing, q: Any, scales: Any, zeros: Any, out: Any) ->
     scaled = (rows, groups) if by_row else (groups, rows)
     zeroed = scaled if by_row else (groups, rows * packing.bits // 32)
     q_shape, q_dtype = packed_shape(packing)
-    wanted = [(q, q_shape, (q_dtype,)), (scales, scaled, tuple(KIND_OF)), (out, (rows, packing.columns), tuple(KIND_OF))]
+    wanted = [
+        (q, q_shape, (q_dtype,)),
+        (scales, scaled, tuple(KIND_OF)),
+        (out, (rows, packing.columns), tuple(KIND_OF)),
+    ]
     if zeros is not None or not by_row:
         wanted.append((zeros, zeroed, (np.dtype(np.int8 if by_row else np.int32),)))
     for array, shape, dtypes in wanted:
@@ -61,13 +65,16 @@ def check_packed(packing: Packing, q: Any, scales: Any, zeros: Any, out: Any) ->
 
 
 def check_order(packing: Packing, order: npt.NDArray[np.int32] | None) -> npt.NDArray[np.int32] | None:
-    """The group of each input, None where it is the consecutive one; raises UsageError for one that does not exist."""
+    """The group of each input, None where they are consecutive; raises FormatError for one that does not exist."""
     if order is None:
         return None
     if order.shape != (packing.columns,) or order.dtype != np.int32:
         raise UsageError(f"{order.dtype} of {order.shape} is not the group of each of {packing.columns} inputs")
     if order.min() < 0 or order.max() >= packing.groups:
-        raise UsageError(f"a group of inputs is beyond the {packing.groups} that there are")
+        raise FormatError(
+            f"inputs are in groups {order.min()} to {order.max()}, beyond the {packing.groups} that have scales",
+            hint="does g_idx belong to this layer?",
+        )
     consecutive = np.arange(packing.columns, dtype=np.int32) // packing.group
     return None if np.array_equal(order, consecutive) else np.ascontiguousarray(order)
 
@@ -187,12 +194,12 @@ def _widen(integers: Any, values: Any) -> None:
 @njit(nogil=True, cache=True)
 def _turn_nibbles(x: Any) -> None:
     """Transpose 8 x 8 nibbles: nibble n of word i and nibble i of word n change places."""
-    for i in range(0, 8):
+    for i in range(8):
         if not i & 4:
             t = ((x[i] >> U32(16)) ^ x[i + 4]) & U32(0x0000FFFF)
             x[i + 4] ^= t
             x[i] ^= t << U32(16)
-    for i in range(0, 8):
+    for i in range(8):
         if not i & 2:
             t = ((x[i] >> U32(8)) ^ x[i + 2]) & U32(0x00FF00FF)
             x[i + 2] ^= t

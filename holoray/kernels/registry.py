@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from holoray.codecs.base import Codec
 from holoray.errors import UsageError
-from holoray.kernels import dealing, hadamard, planes_decode, planes_encode
+from holoray.kernels import dealing, dequant, hadamard, planes_decode, planes_encode
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.device import Device
 from holoray.kernels.device_accumulators import DevicePlanesAccumulator, DeviceRawAccumulator
@@ -84,6 +84,7 @@ def state_nbytes(spec: TensorSpec, codec: Codec) -> int:
 def warm() -> None:
     """Compile every kernel once (cached on disk): call before threads or processes would each do it."""
     planes_encode.warm()
+    dequant.warm()
     warm_accumulators()
 
 

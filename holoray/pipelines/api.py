@@ -109,8 +109,13 @@ def load_file(
     path: str | os.PathLike[str],
     target: Target | None = None,
     on_fragment: OnFragment | None = None,
+    *,
+    dequantise: str | None = None,
 ) -> LoadReport:
-    """Load to a target straight into a safetensors file; neither the store nor the model need fit into memory."""
+    """Load to a target straight into a safetensors file; neither the store nor the model need fit into memory.
+
+    `dequantise` ("bf16", "f16", "f32"): each quantised layer becomes one weight of this dtype.
+    """
     start = time.perf_counter()
     target = target or Target()
     progress = load_to_file(
@@ -121,6 +126,7 @@ def load_file(
         strict=sealed.strict,
         on_fragment=on_fragment,
         policy=sealed.policy,
+        dequantise=dequantise,
     )
     quality = progress.quality
     return LoadReport(

@@ -19,6 +19,7 @@ from typing import Final
 
 from holoray.checkpoint import Checkpoint, open_checkpoint
 from holoray.errors import UsageError
+from holoray.formats.quantised import find_quantisation
 from holoray.fragment import FragmentEntry
 from holoray.integrity import Digests
 from holoray.kernels.encoder import EncodedFragment, Encoder
@@ -137,6 +138,7 @@ class _Preparation:
         self._source = source
         self._names = names
         self._policy = policy
+        self._quantised = find_quantisation(source.specs, source.metadata).tensors
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="holoray-encode")
         self._ready: queue.SimpleQueue[Future[_Prepared] | BaseException] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._prepare_all, name="holoray-prepare", daemon=True)
@@ -189,10 +191,11 @@ class _Preparation:
 
     def _prepare(self, source_spec: TensorSpec, array: Array) -> _Prepared:
         name = source_spec.name
-        array = self._policy.cast(name, array)
+        whole = name in self._quantised  # a scale is a part of integers: rounded or in part it would spoil them all
+        array = array if whole else self._policy.cast(name, array)
         spec = TensorSpec.of(name, array)
         codec = self._policy.codec_of(name)
-        mandatory = is_mandatory(spec, array, codec)
+        mandatory = whole or is_mandatory(spec, array, codec)
         sha256 = self._pool.submit(lambda: hashlib.sha256(as_bytes(array).data).digest())
         encoder = begin_encoding("raw" if mandatory else codec, spec, array, self._policy.options)
         parts = [self._pool.submit(_encode_part, encoder, part) for part in range(encoder.parts)]

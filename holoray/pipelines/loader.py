@@ -14,6 +14,7 @@ from holoray.kernels.memory import zeros
 from holoray.kernels.registry import make_accumulator, state_nbytes
 from holoray.manifest import Manifest
 from holoray.pipelines.curve import Key
+from holoray.pipelines.dequantise import AsStored, Dequantised, Outlet, TensorSink
 from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.ledger import QualityLedger
@@ -128,9 +129,9 @@ class Progress:
 
 
 class FileDestination:
-    """Tensors go to a safetensors file as they are finished, so the model need not fit into memory."""
+    """Tensors go to a file, or to whoever else takes them, as they are finished: the model need not fit into memory."""
 
-    def __init__(self, manifest: Manifest, writer: SafetensorsWriter) -> None:
+    def __init__(self, manifest: Manifest, writer: TensorSink) -> None:
         self._manifest = manifest
         self._writer = writer
         self._open: dict[int, Accumulator] = {}
@@ -154,18 +155,65 @@ def load_to_file(
     meter: Meter | None = None,
     on_fragment: OnFragment | None = None,
     policy: FaultPolicy | None = None,
+    dequantise: str | None = None,
 ) -> Progress:
-    """Load to a target straight into a safetensors file (whole or not at all); tensors left out are zeros."""
+    """Load to a target straight into a safetensors file (whole or not at all); tensors left out are zeros.
+
+    `dequantise`: quantised layers become one weight each in this dtype, as `Dequantised` says.
+    """
     policy = policy or FaultPolicy()
+    outlet = _outlet(manifest, dequantise, policy)
     keys = select(manifest, target)
     _check_store(store, manifest, policy)
     progress = Progress(manifest)
     pipeline = _pipeline(store, manifest, strict, meter, policy)
-    with SafetensorsWriter(path, [t.spec for t in manifest.tensors], manifest.metadata) as writer:
+    with SafetensorsWriter(path, outlet.specs, outlet.metadata) as writer:
         # Bytes never written read as zeros: the writer allocates the file up front.
-        pipeline.run(units(manifest, keys), FileDestination(manifest, writer), progress.callback(on_fragment))
+        destination = FileDestination(manifest, outlet.before(writer))
+        pipeline.run(outlet.order(units(manifest, keys)), destination, progress.callback(on_fragment))
         check_quality_reached(progress.quality, target, policy)
     return progress
+
+
+def load_dequantised(
+    store: Store,
+    manifest: Manifest,
+    target: Target,
+    dequantise: str,
+    *,
+    strict: bool = False,
+    on_fragment: OnFragment | None = None,
+    policy: FaultPolicy | None = None,
+) -> dict[str, Array]:
+    """Load to a target into memory, quantised layers as weights; no more than a few layers are there in both forms."""
+    policy = policy or FaultPolicy()
+    outlet = _outlet(manifest, dequantise, policy)
+    keys = select(manifest, target)
+    _check_store(store, manifest, policy)
+    progress = Progress(manifest)
+    taken = _Tensors()
+    destination = FileDestination(manifest, outlet.before(taken))
+    pipeline = _pipeline(store, manifest, strict, None, policy)
+    pipeline.run(outlet.order(units(manifest, keys)), destination, progress.callback(on_fragment))
+    check_quality_reached(progress.quality, target, policy)
+    return {
+        spec.name: taken.arrays[spec.name] if spec.name in taken.arrays else zeros(spec.shape, spec.numpy_dtype)
+        for spec in outlet.specs
+    }
+
+
+class _Tensors:
+    """A sink that keeps arrays."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, Array] = {}
+
+    def write(self, name: str, array: Array) -> None:
+        self.arrays[name] = array
+
+
+def _outlet(manifest: Manifest, dequantise: str | None, policy: FaultPolicy) -> Outlet:
+    return AsStored(manifest) if dequantise is None else Dequantised(manifest, dequantise, check=policy.skip_corrupted)
 
 
 def _pipeline(

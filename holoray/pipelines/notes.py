@@ -7,6 +7,7 @@ from typing import Final
 
 from holoray.codecs.dealt import DealtCodec
 from holoray.codecs.lowrank import LowRankCodec
+from holoray.formats.quantised import find_quantisation
 from holoray.manifest import Manifest
 from holoray.pipelines.policy import AUTO, EncodePolicy
 
@@ -16,7 +17,12 @@ _EXACT: Final = ("raw", "planes", AUTO)
 
 def encode_notes(manifest: Manifest, policy: EncodePolicy) -> tuple[str, ...]:
     """One sentence for each thing worth a warning."""
-    return (*_essential_cost(manifest), *_does_not_pay(manifest), *_went_raw(manifest, policy))
+    return (
+        *_essential_cost(manifest),
+        *_does_not_pay(manifest),
+        *_went_raw(manifest, policy),
+        *_stays_packed(manifest),
+    )
 
 
 def _essential_cost(manifest: Manifest) -> Iterator[str]:
@@ -52,6 +58,14 @@ def _went_raw(manifest: Manifest, policy: EncodePolicy) -> Iterator[str]:
     ]
     if names:
         yield f"raw, since rounding would have falsified the quality of partial loads: {_named(names)}"
+
+
+def _stays_packed(manifest: Manifest) -> Iterator[str]:
+    """Quantised layers that `--dequantise` will refuse: the configuration is still at hand."""
+    faults = find_quantisation((t.spec for t in manifest.tensors), manifest.metadata).faults
+    if faults:
+        why = f"{faults[0].message} ({faults[0].hint})"
+        yield f"{len(faults)} quantised layers load only as they are stored: {why}"
 
 
 def _named(names: Sequence[str]) -> str:

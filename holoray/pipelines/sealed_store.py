@@ -77,10 +77,22 @@ class SealedStore:
         bytes: int | None = None,
         fragments: tuple[int, ...] | list[int] | None = None,
         on_fragment: OnFragment | None = None,
+        *,
+        dequantise: str | None = None,
     ) -> dict[str, Array]:
-        """The weights at a target (default: everything), as fresh arrays by name."""
+        """The weights at a target (default: everything), as fresh arrays by name.
+
+        `dequantise` ("bf16", "f16", "f32"): each quantised layer becomes one array `….weight` [outputs, inputs] of this
+        dtype. Raises UsageError where there are none or nothing says how they are packed, FormatError for bad ones.
+        """
+        target = Target(quality, bytes, None if fragments is None else tuple(fragments))
+        if dequantise is not None:
+            from holoray.pipelines.loader import load_dequantised
+
+            parts = (self.store, self.manifest, target, dequantise)
+            return load_dequantised(*parts, strict=self.strict, on_fragment=on_fragment, policy=self.policy)
         loader = self.loader()
-        loader.load(Target(quality, bytes, None if fragments is None else tuple(fragments)), on_fragment)
+        loader.load(target, on_fragment)
         return loader.state_dict()
 
     def loader(self) -> Loader:
