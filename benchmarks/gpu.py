@@ -18,9 +18,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.dequant import random_layer
 from holoray.codecs import get_codec
 from holoray.codecs.planes import PlanesCodec
 from holoray.codecs.planes_layout import RUN as RUN_WEIGHTS
+from holoray.formats.quantised import AWQ, GPTQ, INT8, Packing
 from holoray.kernels import launchers
 from holoray.kernels.device import Device
 from holoray.kernels.device_accumulators import device_dtype, pack_sections
@@ -72,7 +74,7 @@ def copy_speed(device: Device, nbytes: int) -> float:
 
 
 def finalizers(device: Device, weights: int) -> list[Row]:
-    """Cast and dequant to BF16, and the rotation in place."""
+    """Cast to BF16, and the rotation in place."""
     columns = 4096
     rows = max(1, weights // columns)
     count = rows * columns
@@ -80,17 +82,32 @@ def finalizers(device: Device, weights: int) -> list[Row]:
     wide = device.upload(rng.standard_normal(count, np.float32))
     out = device.zeros((rows, columns), np.uint16)
     flat = out.reshape(-1)
-    q = device.upload(rng.integers(0, 256, (rows, columns // 2), np.uint8))
-    scales = device.upload(np.full((rows, columns // 128), 0.01, np.float32))
-    zeros = device.upload(np.full((rows, columns // 128), 8, np.int8))
     cast = best_seconds(device, lambda: launchers.store(device, wide, flat, 0))
-    quantised = best_seconds(device, lambda: launchers.dequantise(device, q, scales, zeros, out, bits=4, group=128))
     rotated = best_seconds(device, lambda: launchers.inverse_rotation(device, wide, 0))
     return [
         Row("cast F32 -> BF16", 6 * count, 2 * count, cast),
-        Row("dequant int4 -> BF16, groups of 128", count // 2 + 2 * count, 2 * count, quantised),
         Row("rotation F32, signs uploaded too", 8 * count, 4 * count, rotated),
     ]
+
+
+def quantised(device: Device, weights: int) -> list[Row]:
+    """Layers of GPTQ, AWQ and int8 to BF16, inputs in groups of 128."""
+    columns = 4096
+    rows = max(1, weights // columns // 32) * 32
+    rng = np.random.default_rng(0)
+    out = device.zeros((rows, columns), np.uint16)
+    found = []
+    for packing in (
+        Packing(GPTQ, 4, rows, columns, 128, 1),
+        Packing(GPTQ, 8, rows, columns, 128, 1),
+        Packing(AWQ, 4, rows, columns, 128),
+        Packing(INT8, 8, rows, columns, columns),
+    ):
+        q, scales, zeros = (None if array is None else device.upload(array) for array in random_layer(packing, rng))
+        seconds = best_seconds(device, partial(launchers.dequantise, device, packing, q, scales, zeros, None, out))
+        moved = sum(array.nbytes for array in (q, scales, zeros, out) if array is not None)
+        found.append(Row(f"{packing.method}, {packing.bits} bits -> BF16", moved, out.nbytes, seconds))
+    return found
 
 
 def planes(device: Device, weights: int) -> list[Row]:
@@ -147,7 +164,7 @@ def main() -> None:
     device = CudaDevice()
     speed = copy_speed(device, 4 * count)
     print(f"device copy: {speed / 1e9:.0f} GB/s read and written, {device.multiprocessors} multiprocessors")
-    for row in (*finalizers(device, count), *planes(device, count)):
+    for row in (*finalizers(device, count), *quantised(device, count), *planes(device, count)):
         print(row.line(speed))
 
 

@@ -69,7 +69,7 @@ def dequantise(
     order = check_order(packing, order)
     uploaded = None if order is None else device.upload(order)
     sizes = packing.rows, packing.columns, packing.group, packing.groups, packing.bits, packing.zero_offset
-    arguments = (
+    arguments: tuple[np.generic, ...] = (
         _address(device, q),
         _address(device, scales),
         *(np.uint64(0) if array is None else _address(device, array) for array in (zeros, uploaded)),

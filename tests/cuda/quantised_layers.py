@@ -82,14 +82,14 @@ def make_layer(
     if method == "awq":
         eights = range(0, rows, 8)
         packed = [[word([line[r + n] for n in AWQ_NIBBLES], 4) for r in eights] for line in q.tolist()]
-        zeros = [[word([line[r + n] for n in AWQ_NIBBLES], 4) for r in eights] for line in z.tolist()]
+        packed_zeros = [[word([line[r + n] for n in AWQ_NIBBLES], 4) for r in eights] for line in z.tolist()]
         packing = Packing("awq", 4, rows, columns, group)
-        return Made(packing, _int32(packed), scales, _int32(zeros), None, q, z)
+        return Made(packing, _int32(packed), scales, _int32(packed_zeros), None, q, z)
     packed = [[word(q[c : c + per_word, r].tolist(), bits) for r in range(rows)] for c in range(0, columns, per_word)]
     stored = (z - zero_offset) % (1 << bits)
-    zeros = [[word(line[r : r + per_word], bits) for r in range(0, rows, per_word)] for line in stored.tolist()]
+    packed_zeros = [[word(line[r : r + per_word], bits) for r in range(0, rows, per_word)] for line in stored.tolist()]
     packing = Packing("gptq", bits, rows, columns, group, zero_offset)
-    return Made(packing, _int32(packed), scales, _int32(zeros), order, q, z)
+    return Made(packing, _int32(packed), scales, _int32(packed_zeros), order, q, z)
 
 
 def _int32(values: list[list[int]]) -> Array:

@@ -12,7 +12,7 @@ from benchmarks import gpu
 def test_every_row_of_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "REPEATS", 1)
     device = kernels_on_cpu()
-    rows = [*gpu.finalizers(device, 4096), *gpu.planes(device, 500)]
-    assert len(rows) == 7
+    rows = [*gpu.finalizers(device, 4096), *gpu.quantised(device, 4096), *gpu.planes(device, 500)]
+    assert len(rows) == 10
     for row in rows:
         assert "GB/s" in row.line(gpu.copy_speed(device, 4096))

@@ -138,6 +138,22 @@ WRITING: Final = (
     Guard("pipelines/store_writer.py", "if not whole or", "if", "pipelines/test_encode.py::test_a_journal_whose_files_are_not_whole_is_not_taken"),
 )  # fmt: skip
 
+_DEQUANTISE = "pipelines/test_dequantise.py::"
+_QUANTISED = "formats/test_quantised.py::"
+QUANTISED: Final = (
+    Guard("kernels/dequant.py", "if order.min() < 0 or order.max() >= packing.groups:", "if False:", "cuda/test_dequant.py::test_groups_that_do_not_exist_are_found_before_they_are_read"),
+    Guard("kernels/dequant.py", "array.shape != shape or", "", "cuda/test_dequant.py::test_arrays_that_do_not_fit_are_refused"),
+    Guard("kernels/dequant.py", " or not array.flags.c_contiguous", "", "cuda/test_dequant.py::test_arrays_that_do_not_fit_are_refused"),
+    Guard("formats/quantised.py", "if size > _MAX_CONFIG_BYTES:", "if False:", _QUANTISED + "test_an_absurdly_large_configuration_is_not_read"),
+    Guard("formats/quantised.py", "spec.shape != shape or", "", _QUANTISED + "test_what_is_no_layer_is_told"),
+    Guard("formats/quantised.py", "if packing.rows % per_word:", "if False:", _QUANTISED + "test_what_is_no_layer_is_told"),
+    Guard("pipelines/dequantise.py", "            raise fault", "            pass", _DEQUANTISE + "test_a_layer_that_lacks_a_tensor_is_told_before_anything_is_read"),
+    Guard("pipelines/dequantise.py", "not self._check or hashlib", "True or hashlib", _DEQUANTISE + "test_a_layer_with_a_corrupt_tensor_is_zeros"),
+    Guard("pipelines/dequantise.py", "return sorted(work, key=place)", "return work", _DEQUANTISE + "test_few_layers_are_in_memory_at_a_time"),
+    Guard("pipelines/encode.py", "array if whole else self._policy.cast", "self._policy.cast", _DEQUANTISE + "test_a_cast_of_the_checkpoint_leaves_scales_alone"),
+    Guard("pipelines/encode.py", "mandatory = whole or is_mandatory", "mandatory = is_mandatory", _DEQUANTISE + "test_integers_are_stored_raw_and_first_and_are_no_larger"),
+)  # fmt: skip
+
 STATE: Final = (
     Guard("actors/state.py", "if state is None or epoch not in state.flying:", "if state is None:", _STATE + "test_stale_and_repeated_answers_are_ignored"),
     Guard("actors/state.py", "if generation == self._awaited:", "if True:", _STATE + "test_only_the_awaited_generation_is_taken"),
@@ -167,4 +183,4 @@ STATE: Final = (
     Guard("actors/state.py", "if len(worker.flying) <= depth and", "if", _STATE + "test_workers_pull_two_tasks_at_a_time"),
 )  # fmt: skip
 
-GUARDS: Final = (*INTEGRITY, *MANIFEST, *PAYLOADS, *WRITING, *STATE)
+GUARDS: Final = (*INTEGRITY, *MANIFEST, *PAYLOADS, *WRITING, *QUANTISED, *STATE)
