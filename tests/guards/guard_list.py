@@ -151,7 +151,7 @@ QUANTISED: Final = (
     Guard("pipelines/dequantise.py", "not self._check or hashlib", "True or hashlib", _DEQUANTISE + "test_a_layer_with_a_corrupt_tensor_is_zeros"),
     Guard("pipelines/dequantise.py", "return sorted(work, key=place)", "return work", _DEQUANTISE + "test_few_layers_are_in_memory_at_a_time"),
     Guard("pipelines/encode.py", "array if whole else self._policy.cast", "self._policy.cast", _DEQUANTISE + "test_a_cast_of_the_checkpoint_leaves_scales_alone"),
-    Guard("pipelines/encode.py", "mandatory = whole or is_mandatory", "mandatory = is_mandatory", _DEQUANTISE + "test_integers_are_stored_raw_and_first_and_are_no_larger"),
+    Guard("pipelines/encode.py", "mandatory = whole or is_mandatory", "mandatory = is_mandatory", _DEQUANTISE + "test_layers_are_stored_raw_and_first_and_are_no_larger"),
 )  # fmt: skip
 
 STATE: Final = (
