@@ -240,7 +240,7 @@ class _Parts:
         return columns if group == -1 else min(group, columns)
 
     def option(self, key: str, default: str, known: tuple[str, ...]) -> str:
-        value = str(self.config.get(key, default)).lower()
+        value = str(self.config.get(key) or default).lower()  # null stands for the default
         if value not in known:
             raise UsageError(
                 f"{self.method} of {key} {value!r} is not supported",

@@ -191,6 +191,7 @@ def load_dequantised(
     keys = select(manifest, target)
     _check_store(store, manifest, policy)
     progress = Progress(manifest)
+    _check_room(sum(spec.nbytes for spec in outlet.specs))
     taken = _Tensors()
     destination = FileDestination(manifest, outlet.before(taken))
     pipeline = _pipeline(store, manifest, strict, None, policy)
@@ -242,10 +243,12 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 def _check_memory(manifest: Manifest) -> None:
+    tensors = zip(manifest.tensors, manifest.codecs, strict=True)
+    _check_room(sum(t.spec.nbytes + state_nbytes(t.spec, codec) for t, codec in tensors))
+
+
+def _check_room(nbytes: int) -> None:
     """Refuse what no memory of this machine can hold: a clear error beats being killed."""
-    nbytes = sum(
-        t.spec.nbytes + state_nbytes(t.spec, codec) for t, codec in zip(manifest.tensors, manifest.codecs, strict=True)
-    )
     total = os.sysconf("SC_PHYS_PAGES") * _PAGE
     if nbytes > total:
         raise CapacityError(

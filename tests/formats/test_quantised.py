@@ -54,6 +54,7 @@ def only_fault(shapes: Shapes, config: object) -> HolorayError:
     [
         (GPTQ, GPTQ_CONFIG, Packing("gptq", 4, 32, 64, 32, 1)),
         (GPTQ, GPTQ_CONFIG | {"checkpoint_format": "gptq_v2"}, Packing("gptq", 4, 32, 64, 32, 0)),
+        (GPTQ, GPTQ_CONFIG | {"checkpoint_format": None}, Packing("gptq", 4, 32, 64, 32, 1)),
         (GPTQ, {"bits": 4, "group_size": 32}, Packing("gptq", 4, 32, 64, 32, 1)),
         (GPTQ | words(16, 2, 8), GPTQ_CONFIG | {"bits": 8}, Packing("gptq", 8, 32, 64, 32, 1)),
         (GPTQ | words(4, 2, 2), GPTQ_CONFIG | {"bits": 2}, Packing("gptq", 2, 32, 64, 32, 1)),
