@@ -34,10 +34,24 @@ def grid_stride(items: int, threads: int, most_blocks: int) -> Geometry:
 class Device(Protocol):
     """Arrays are CuPy's, or NumPy's in tests; bfloat16 is uint16 there, which CuPy knows."""
 
+    number: int
+    """Which device of this process it is."""
     multiprocessors: int
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
         """A zeroed array on the device, at a multiple of 256 bytes."""
+
+    def segment(self, nbytes: int) -> Any:
+        """Zeroed uint8 in an allocation of its own, so that `share` gives no neighbours away."""
+
+    def share(self, segment: Any) -> bytes:
+        """What another process passes to `attach`; good for as long as the segment is."""
+
+    def attach(self, handle: bytes, nbytes: int) -> Any:
+        """The bytes of a segment that another process shares; raises SourceError where it is gone.
+
+        Let go of it before its owner frees it.
+        """
 
     def address(self, array: Any) -> int:
         """Where a contiguous array lies on the device."""

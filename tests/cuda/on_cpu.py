@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
 import re
 import shutil
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -62,11 +65,13 @@ def kernels_on_cpu() -> CpuDevice:
 class CpuDevice:
     """NumPy arrays in the places of device arrays; `launches` tells what ran. Without a library only memory works."""
 
+    number = 0
     multiprocessors = 2
 
     def __init__(self, library: ctypes.CDLL | None) -> None:
         self._library = library
         self.launches: list[tuple[str, Geometry]] = []
+        self._files: dict[int, int] = {}
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Zeros at a multiple of 256 bytes, as CuPy's."""
@@ -74,6 +79,23 @@ class CpuDevice:
         memory = np.zeros(nbytes + 256, np.uint8)
         start = -memory.ctypes.data % 256
         return memory[start : start + nbytes].view(dtype).reshape(shape)
+
+    def segment(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """In a file without a name: who may look into this process can map it, and it is gone when all have let go."""
+        file = os.memfd_create("holoray-on-cpu")
+        os.ftruncate(file, max(nbytes, 1))
+        mapping = mmap.mmap(file, max(nbytes, 1))
+        weakref.finalize(mapping, os.close, file)
+        memory = np.frombuffer(mapping, np.uint8)
+        self._files[memory.ctypes.data] = file
+        return memory[:nbytes]
+
+    def share(self, segment: npt.NDArray[np.uint8]) -> bytes:
+        return f"/proc/{os.getpid()}/fd/{self._files[segment.ctypes.data]}".encode()
+
+    def attach(self, handle: bytes, nbytes: int) -> npt.NDArray[np.uint8]:
+        with open(handle, "r+b") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), max(nbytes, 1)), np.uint8)[:nbytes]
 
     def address(self, array: npt.NDArray[Any]) -> int:
         return int(array.ctypes.data)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from holoray.errors import CapacityError
+from holoray.errors import CapacityError, SourceError
 from holoray.kernels import xp
 from holoray.kernels.cuda.source import OPTIONS, source
 from holoray.kernels.device import Geometry
@@ -17,11 +18,16 @@ _STATIC_LIMIT = 48 << 10
 """Dynamic shared memory beyond this has to be asked for."""
 
 
+_NO_MEMORY = 2
+"""cudaErrorMemoryAllocation, for which CuPy has no name."""
+
+
 class CudaDevice:
     """Device `number`. Kernels are compiled at their first launch (CuPy keeps cubins in its cache on disk)."""
 
     def __init__(self, number: int = 0) -> None:
         self._cupy = xp.cupy()
+        self.number = number
         self._device = self._cupy.cuda.Device(xp.check_device(number))
         self.multiprocessors = int(self._device.attributes["MultiProcessorCount"])
         self._modules: dict[str, Any] = {}
@@ -32,6 +38,39 @@ class CudaDevice:
                 return self._cupy.zeros(shape, dtype)
         except self._cupy.cuda.memory.OutOfMemoryError as error:
             raise CapacityError(f"no room on {self._device}: {error}", hint="free memory there, or load less") from None
+
+    def segment(self, nbytes: int) -> Any:
+        # Not of CuPy's pool, whose allocations hold other arrays, too: a handle opens the whole allocation.
+        try:
+            with self._device:
+                memory = self._cupy.cuda.MemoryPointer(self._cupy.cuda.Memory(max(nbytes, 1)), 0)
+                memory.memset(0, max(nbytes, 1))
+        except self._cupy.cuda.runtime.CUDARuntimeError as error:
+            if error.status != _NO_MEMORY:
+                raise
+            raise CapacityError(
+                f"{nbytes} bytes do not fit on {self._device}: {error}",
+                hint="two generations must fit at a time: ask for fewer target qualities, or use larger devices",
+            ) from None
+        return self._cupy.ndarray((nbytes,), self._cupy.uint8, memory)
+
+    def share(self, segment: Any) -> bytes:
+        with self._device:
+            return bytes(self._cupy.cuda.runtime.ipcGetMemHandle(segment.data.ptr))
+
+    def attach(self, handle: bytes, nbytes: int) -> Any:
+        runtime = self._cupy.cuda.runtime
+        try:
+            with self._device:
+                address = runtime.ipcOpenMemHandle(handle)
+        except runtime.CUDARuntimeError as error:
+            raise SourceError(
+                f"the weights of another process cannot be opened on {self._device}: {error}",
+                hint="open them on the device they are on, in a process other than their own",
+            ) from None
+        owner = _Attached(runtime, address)
+        memory = self._cupy.cuda.UnownedMemory(address, max(nbytes, 1), owner, self._device.id)
+        return self._cupy.ndarray((nbytes,), self._cupy.uint8, self._cupy.cuda.MemoryPointer(memory, 0))
 
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
@@ -62,3 +101,10 @@ class CudaDevice:
         if name not in self._modules:
             self._modules[name] = self._cupy.RawModule(code=source(name), options=OPTIONS, backend="nvrtc")
         return self._modules[name]
+
+
+class _Attached:
+    """Memory of another process, let go of with the last array on it."""
+
+    def __init__(self, runtime: Any, address: int) -> None:
+        self._close = weakref.finalize(self, runtime.ipcCloseMemHandle, address)
