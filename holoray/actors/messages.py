@@ -7,7 +7,7 @@ an *epoch*, a number never used twice; the answer repeats it, and one whose epoc
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from holoray.pipelines.plan import Unit
 from holoray.quality import Quality
@@ -118,8 +118,23 @@ class Kind(enum.Enum):
     """Copy slots without new fragments from the last generation's segment."""
     TRANSFER = "transfer"
     """Take over slots that another node holds."""
+    COMBINE = "combine"
+    """Exchange slots with all members of a group of devices at once: each slot comes from its one contributor."""
     SEAL = "seal"
     """Turn accumulated state into tensors where a codec needs that; the segment is whole afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Devices that combine together, once: `owners` are the ranks that contribute the `slots`, one each.
+
+    `number` is used for no other attempt of this coordinator.
+    """
+
+    number: int
+    size: int
+    slots: tuple[Slot, ...] = field(repr=False)
+    owners: tuple[int, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +142,9 @@ class Assign:
     """One task for one worker.
 
     INGEST has `units` (their first fragment tells where refinement starts: at layer 0 from nothing); CARRY
-    and TRANSFER have `slots`, TRANSFER the `source` worker as well; SEAL has `tensors`. `fence` names dead workers
-    of this node that must be gone for sure before anything is written.
+    and TRANSFER have `slots`, TRANSFER the `source` worker as well; SEAL has `tensors`. COMBINE has the `slots` that
+    the worker takes, and its `rank` in the `group`, whose members are all asked at the same time. `fence` names dead
+    workers of this node that must be gone for sure before anything is written.
     """
 
     kind: Kind
@@ -140,6 +156,16 @@ class Assign:
     tensors: tuple[int, ...] = ()
     source: str = ""
     fence: tuple[str, ...] = ()
+    group: Group | None = None
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """The worker's part in a group is over: somebody else's failed, and it would wait in vain."""
+
+    worker: str
+    group: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,4 +199,4 @@ class GiveUp:
     error: Exception
 
 
-Command = Assign | Publish | Retire | Restart | GiveUp
+Command = Assign | Abort | Publish | Retire | Restart | GiveUp

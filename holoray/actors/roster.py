@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from holoray.actors.goals import first_layer
-from holoray.actors.messages import Kind, Slot
+from holoray.actors.messages import Group, Kind, Slot
 from holoray.errors import UsageError
 from holoray.pipelines.plan import Unit
 
@@ -30,6 +30,8 @@ class Policy:
     """Workers replaced without any task finished in between."""
     task_timeout_s: float = 300.0
     """A worker whose task takes longer is killed and replaced."""
+    combine_timeout_s: float = 120.0
+    """A group of devices that takes longer to combine is given up; slots then travel one by one."""
     silence_s: float = 10.0
     """A worker whose process gives no sign of life for so long (stopped, deadlocked) is killed and replaced."""
     return_s: float = 15.0
@@ -40,7 +42,7 @@ class Policy:
     def __post_init__(self) -> None:
         for name in ("in_flight", "batch_bytes", "batches_per_worker", "copy_bytes", "max_attempts"):
             _check(name, getattr(self, name), 1)
-        for name in ("max_restarts", "task_timeout_s", "silence_s", "return_s", "patience_s"):
+        for name in ("max_restarts", "task_timeout_s", "combine_timeout_s", "silence_s", "return_s", "patience_s"):
             _check(name, getattr(self, name), 0)
 
 
@@ -59,6 +61,8 @@ class Task:
     slots: tuple[Slot, ...] = ()
     tensors: tuple[int, ...] = ()
     source: str = ""
+    group: Group | None = None
+    rank: int = 0
     attempts: int = 0
     failed_on: str = ""
 

@@ -5,7 +5,8 @@ loss at any moment only means that the derivation finds more to do:
 
     SURVEY    a node that gets its first worker says what its segments hold: nothing, or what others left there
     INGEST    every slot with new fragments is done by some worker, once, all its layers by that one
-    COMBINE   every node gets what it lacks: unchanged slots from its last generation, others from its peers
+    COMBINE   every node gets what it lacks: unchanged slots from its last generation, others from its peers; devices
+              exchange all of them in one sum, unless that failed once in this generation
     SEAL      every node turns accumulated state into tensors where a codec needs that
     PUBLISH   the generation is whole on every node; the next starts when the consumer has taken it
 
@@ -19,15 +20,17 @@ has thereby ended what the dead one asked of it, or is lost. Surveys then tell w
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from holoray.actors.goals import goals
 from holoray.actors.messages import (
+    Abort,
     Assign,
     Command,
     Event,
     GiveUp,
+    Group,
     Kind,
     NodeLost,
     Publish,
@@ -45,7 +48,7 @@ from holoray.actors.messages import (
 )
 from holoray.actors.roster import Node, Policy, Task, Worker
 from holoray.actors.todo import Todo, held_anywhere, slots_of
-from holoray.errors import IntegrityError, SourceError, WorkerLostError
+from holoray.errors import HolorayError, IntegrityError, SourceError, WorkerLostError
 from holoray.manifest import Manifest
 from holoray.pipelines.ledger import QualityLedger
 from holoray.pipelines.plan import Unit
@@ -54,8 +57,9 @@ from holoray.pipelines.plan import Unit
 class Brain:
     """Warms a manifest up through target qualities on workers that come and go.
 
-    `home` is the node of the consumer: no generation is published before that node holds it. `expected` is the
-    number of workers that batches are cut for. After a dead brain: `taken` is the generation that the consumer has
+    `home` is the node of the consumer: no generation is published before that node holds it. Without one, consumers
+    are on all nodes, and `expected` of these must hold it. `expected` is also the number of workers that batches are
+    cut for. `collective`: nodes are devices, which can combine all at once. After a dead brain: `taken` is the generation that the consumer has
     in hand, `muster` the workers who may still be busy, each with its node, `fallen` the dead ones of each node.
     """
 
@@ -64,8 +68,9 @@ class Brain:
         manifest: Manifest,
         qualities: Sequence[float],
         *,
-        home: str,
+        home: str | None,
         expected: int,
+        collective: bool = False,
         policy: Policy | None = None,
         taken: int = 0,
         muster: Mapping[str, str] | None = None,
@@ -73,6 +78,9 @@ class Brain:
     ) -> None:
         self.policy = policy or Policy()
         self.home = home
+        self._collective = collective
+        self._broken: set[int] = set()
+        """Groups of this generation that failed."""
         self.generation = taken + 1
         self.inherited_bytes = 0
         """Stored bytes of the first generation's new fragments that a dead brain had seen to."""
@@ -89,7 +97,8 @@ class Brain:
         self._resumes = muster is not None
         self._muster = {name: Worker(node, ingests=False, heard=0.0) for name, node in (muster or {}).items()}
         self._fallen = {node: list(names) for node, names in (fallen or {}).items()}
-        self._unseen = {home, *(muster or {}).values(), *self._fallen} if self._resumes else set()
+        seen_to = [] if home is None else [home]
+        self._unseen = {*seen_to, *(muster or {}).values(), *self._fallen} if self._resumes else set()
         self._began: float | None = None
         self._workers: dict[str, Worker] = {}
         self._nodes: dict[str, Node] = {}
@@ -191,6 +200,9 @@ class Brain:
 
     def _retry(self, task: Task, worker: str, error: Exception) -> None:
         """Queue a task again, at the front; or give up: after some tries, or at once where trying is vain."""
+        if task.group is not None:
+            self._break_up(task.group, error)
+            return
         transient = isinstance(error, SourceError | IntegrityError | WorkerLostError)
         if not transient or task.attempts + 1 >= self.policy.max_attempts:
             self._give_up(error)
@@ -203,8 +215,20 @@ class Brain:
         else:
             self._nodes[task.node].queue.appendleft(again)
 
+    def _break_up(self, group: Group, error: Exception) -> None:
+        """The rest of a group would wait in vain; slots travel one by one for the rest of this generation."""
+        if not isinstance(error, HolorayError):
+            self._give_up(error)
+        if group.number in self._broken:
+            return
+        self._broken.add(group.number)
+        for name, worker in self._workers.items():
+            if any(task.group is not None for task, _ in worker.flying.values()):
+                self._say(Abort(name, group.number))
+
     def _turn_to_next(self) -> None:
         self._awaited = None
+        self._broken.clear()
         if self.generation > 1:
             for worker in self._workers:
                 self._say(Retire(worker, self.generation - 1))
@@ -255,6 +279,9 @@ class Brain:
             if worker in self._muster:
                 begun = [self._began]
             overdue = self._now - min(begun) > self.policy.task_timeout_s
+            for task, since in list(state.flying.values()):
+                if task.group is not None and self._now - since > self.policy.combine_timeout_s:
+                    self._break_up(task.group, WorkerLostError("a group of devices did not combine in time"))
             if overdue or self._now - state.heard > self.policy.silence_s:
                 self._lose(worker)
         for name, node in list(self._nodes.items()):
@@ -263,11 +290,12 @@ class Brain:
                 del self._nodes[name]
         if self._now - self._began > self.policy.return_s:
             peopled = {state.node for state in (self._muster | self._workers).values()}
-            self._unseen &= {self.home, *peopled}
+            self._unseen &= {self.home or "", *peopled}
         self._look_for_help()
 
     def _look_for_help(self) -> None:
-        if self._muster or (self._has_ingesting() and self._crew(self.home)):
+        manned = {state.node for state in self._workers.values()}
+        if self._muster or (self._has_ingesting() and self._are_enough(manned)):
             self._lonely_since = None
         elif self._lonely_since is None:
             self._lonely_since = self._now
@@ -298,9 +326,12 @@ class Brain:
         if self._fresh or self._refining:
             return True
         manned = {name: node for name, node in self._nodes.items() if self._crew(name)}
-        if self.home not in manned:
+        if not self._are_enough(manned):
             return False
-        if self._plan_on(manned, (self._todo.combine(name, manned) for name in manned)):
+        together = self._collective and not self._broken and len(manned) > 1
+        if self._plan_on(manned, (self._todo.combine(name, manned, together=together) for name in manned)):
+            return True
+        if together and self._plan_group(manned):
             return True
         if any(self._todo.lacking(node) for node in manned.values()):
             return False  # a node without a worker has it, and may come back
@@ -312,6 +343,13 @@ class Brain:
     def _plan_on(self, nodes: Mapping[str, Node], plans: Iterator[Iterator[Task]]) -> bool:
         for node, tasks in zip(nodes.values(), plans, strict=True):
             node.queue.extend(tasks)
+        return any(node.queue for node in nodes.values())
+
+    def _plan_group(self, nodes: Mapping[str, Node]) -> bool:
+        """Ask all nodes, none of which is busy, to combine."""
+        self._epoch += 1
+        for task in self._todo.group(nodes, self._epoch):
+            nodes[task.node].queue.append(task)
         return any(node.queue for node in nodes.values())
 
     def _publish(self, manned: Mapping[str, Node]) -> None:
@@ -350,6 +388,8 @@ class Brain:
                 tensors=task.tensors,
                 source=self._busy_least(task.source) if task.kind is Kind.TRANSFER else "",
                 fence=tuple(self._fallen.get(worker.node, ())),
+                group=task.group,
+                rank=task.rank,
             )
         )
 
@@ -389,6 +429,10 @@ class Brain:
 
     def _crew(self, node: str) -> list[str]:
         return [name for name, worker in self._workers.items() if worker.node == node]
+
+    def _are_enough(self, manned: Collection[str]) -> bool:
+        """Whether these nodes, if they hold a generation, are those that must."""
+        return len(manned) >= self._expected if self.home is None else self.home in manned
 
     def _busy_least(self, node: str) -> str:
         return min(self._crew(node), key=lambda name: len(self._workers[name].flying))

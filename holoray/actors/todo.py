@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from holoray.actors.goals import Goal, first_layer, needs_sealing
-from holoray.actors.messages import Holdings, Kind, Slot
+from holoray.actors.messages import Group, Holdings, Kind, Slot
 from holoray.actors.roster import ANYWHERE, Node, Policy, Task
 from holoray.manifest import Manifest
 from holoray.pipelines.plan import Unit, batches
@@ -54,8 +54,11 @@ class Todo:
             for batch in batches(group, min(share, self._policy.batch_bytes)):
                 yield Task(Kind.INGEST, ANYWHERE, units=batch)
 
-    def combine(self, name: str, nodes: Mapping[str, Node]) -> Iterator[Task]:
-        """What one of the nodes lacks, by where it is to be had; what nobody has yet is being carried somewhere."""
+    def combine(self, name: str, nodes: Mapping[str, Node], *, together: bool) -> Iterator[Task]:
+        """What one of the nodes lacks, by where it is to be had; what nobody has yet is being carried somewhere.
+
+        `together`: only what it has itself, in the last generation; `group` sees to the rest.
+        """
         node = nodes[name]
         groups: dict[str, list[Slot]] = {}
         for slot in self.lacking(node):
@@ -63,12 +66,25 @@ class Todo:
                 groups.setdefault(name, []).append(slot)
                 continue
             peer = next((peer for peer, other in nodes.items() if slot in other.have), None)
-            if peer is not None:
+            if peer is not None and not together:
                 groups.setdefault(peer, []).append(slot)
         for source, slots in groups.items():
             kind = Kind.CARRY if source == name else Kind.TRANSFER
             for group in cut(slots, [self._slot_bytes[t] for t, _ in slots], self._policy.copy_bytes):
                 yield Task(kind, name, slots=tuple(group), source=source)
+
+    def group(self, nodes: Mapping[str, Node], number: int) -> Iterator[Task]:
+        """A task for each of the nodes, after which all of them have what one of them has; none if all is in place."""
+        ranks, lacking = list(nodes.values()), {name: set(self.lacking(node)) for name, node in nodes.items()}
+        wanted = set().union(*lacking.values())
+        holders = {slot: _holder(slot, ranks) for slot in self.goal.whole if slot in wanted}
+        owners = {slot: rank for slot, rank in holders.items() if rank is not None}
+        if not owners:
+            return
+        group = Group(number, len(ranks), tuple(owners), tuple(owners.values()))
+        for rank, name in enumerate(nodes):
+            slots = tuple(slot for slot in owners if slot in lacking[name])
+            yield Task(Kind.COMBINE, name, slots=slots, group=group, rank=rank)
 
     def lacking(self, node: Node) -> list[Slot]:
         """Slots of the generation that a node does not hold."""
@@ -90,6 +106,10 @@ class Todo:
 def held_anywhere(nodes: Iterable[Node]) -> set[Slot]:
     """Slots of the generation in the making that some node holds."""
     return set().union(*(node.have for node in nodes))
+
+
+def _holder(slot: Slot, nodes: Sequence[Node]) -> int | None:
+    return next((rank for rank, node in enumerate(nodes) if slot in node.have), None)
 
 
 def slots_of(units: Iterable[Unit]) -> Iterator[Slot]:

@@ -103,6 +103,10 @@ class Invariants:
                 assert not slots & state.have, "nothing twice: a slot is done again"
         if task.kind is Kind.INGEST:
             self._is_needed(task)
+        if task.group is not None:
+            own = {s for s, rank in zip(task.group.slots, task.group.owners, strict=True) if rank == task.rank}
+            assert own <= world.brain._nodes[node].have, f"group: {node} is to contribute what it does not hold"
+            assert slots | own <= set(task.group.slots), f"group: {node} is to take what nobody contributes"
 
     def _is_needed(self, task: Assign) -> None:
         """Nothing is read that a surveyed node holds, also after a coordinator died; unless an answer was lost."""
@@ -114,17 +118,22 @@ class Invariants:
                 assert segment.get(slot, GARBAGE) == GARBAGE, f"nothing twice: {slot} is read, but {name} holds it"
 
     def of_publication(self, publication: Publish) -> None:
-        """Quality is that of what lies in the consumer's segment, and every node has the same there."""
+        """Quality is that of what lies where consumers are, and every node has the same there."""
         world = self._world
-        ledger = QualityLedger(world.manifest.tensors)
-        home = world.segments[HOME].get(publication.generation, {})
-        for (tensor, _), content in home.items():
+        nodes = {worker.node for worker in world.brain._workers.values()}
+        homes = nodes if world.devices else {HOME}
+        assert not world.devices or len(nodes) >= world.expected, "whole: a device has nothing"
+        for home in homes & set(world.segments):
+            self._is_told(publication, world.segments[home].get(publication.generation, {}))
+        self._is_whole(publication.generation, (nodes | homes) & set(world.segments))
+
+    def _is_told(self, publication: Publish, segment: Segment) -> None:
+        ledger = QualityLedger(self._world.manifest.tensors)
+        for (tensor, _), content in segment.items():
             for index in content:
                 ledger.add(tensor, index)
         assert publication.quality.ratio <= ledger.quality.ratio + 1e-12, "quality: overstated"
         assert publication.quality.complete == ledger.quality.complete, "quality: complete is not"
-        nodes = {worker.node for worker in world.brain._workers.values()} | {HOME}
-        self._is_whole(publication.generation, nodes & set(world.segments))
 
     def _is_whole(self, generation: int, nodes: set[str]) -> None:
         world = self._world
@@ -141,7 +150,8 @@ class Invariants:
         assert world.gave_up is None, f"progress: gave up: {world.gave_up}"
         assert world.published[-1].final, "progress: ended before the last generation"
         assert len(world.published) == len(self._goals), "progress: a generation is missing"
-        self._is_whole(len(self._goals), {HOME})
+        if not world.devices:  # which may have died since: what they held was checked when it was published
+            self._is_whole(len(self._goals), {HOME})
 
 
 def _contents(goal: Goal, world: Simulation) -> Segment:

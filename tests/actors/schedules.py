@@ -1,6 +1,7 @@
 """One seed is one schedule of faults for the brain.
 
 python tests/actors/schedules.py SEED [SEED...]            replays schedules, and says what happened
+python tests/actors/schedules.py --devices ...             with workers that are devices, and combine
 python tests/actors/schedules.py --range START END         runs many in silence; says how each that fails is replayed
 """
 
@@ -17,7 +18,7 @@ from simulator import Faults, Simulation
 manifest_of = cache(make_manifest)
 
 
-def schedule(seed: int) -> Simulation:
+def schedule(seed: int, *, devices: bool = False) -> Simulation:
     """Everything about a schedule, from its seed."""
     rng = random.Random(seed)
     faults = Faults(
@@ -37,27 +38,30 @@ def schedule(seed: int) -> Simulation:
         rng.choice([(1.0,), (0.5, 1.0), (0.5, 0.9, 0.99, 1.0), (0.3, 0.9)]),
         nodes=rng.randint(1, 3),
         workers=rng.randint(1, 5),
-        receiver=rng.random() < 0.3,
+        receiver=rng.random() < 0.3 and not devices,
+        devices=devices,
         faults=faults,
     )
 
 
-def run(seed: int) -> Simulation:
+def run(seed: int, *, devices: bool = False) -> Simulation:
     """Run a schedule to its end; a failure names the command that replays it."""
     try:
-        return schedule(seed).run()
+        return schedule(seed, devices=devices).run()
     except AssertionError as error:
-        raise AssertionError(f"{error}\n  replay: python tests/actors/schedules.py {seed}") from error
+        replay = f"python tests/actors/schedules.py {'--devices ' * devices}{seed}"
+        raise AssertionError(f"{error}\n  replay: {replay}") from error
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seeds", nargs="*", type=int)
     parser.add_argument("--range", nargs=2, type=int, metavar=("START", "END"))
+    parser.add_argument("--devices", action="store_true")
     arguments = parser.parse_args()
     failed = 0
     for seed in arguments.seeds:
-        simulation = schedule(seed)
+        simulation = schedule(seed, devices=arguments.devices)
         try:
             simulation.run()
         finally:
@@ -65,7 +69,7 @@ def main() -> int:
             print(f"seed {seed}: {len(simulation.published)} generations, events {simulation.digest()}")
     for seed in range(*arguments.range or (0,)):
         try:
-            run(seed)
+            run(seed, devices=arguments.devices)
         except AssertionError as error:
             failed += 1
             print(error, flush=True)

@@ -1,5 +1,6 @@
 """A world without Ray for the brain: workers that take time, die, hang and leave garbage behind, sources that fail and
-lie, nodes that come and go, and coordinators that are killed and followed by others.
+lie, nodes that come and go, and coordinators that are killed and followed by others. With `devices`, each worker is a
+node of its own, which goes with it, and devices combine (`meetings.py`).
 
 One seed is one schedule. Segments are modelled as {slot: fragments in it}; whatever is being written is `GARBAGE`
 until it is done, and a killed worker goes on writing garbage until somebody fences it.
@@ -16,8 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from invariants import GARBAGE, HOME, Invariants, Segment, slots_of
+from meetings import Meetings
 
 from holoray.actors.messages import (
+    Abort,
     Assign,
     Command,
     Event,
@@ -44,7 +47,7 @@ from holoray.errors import IntegrityError, SourceError, WorkerLostError
 from holoray.fragment import FragmentEntry
 from holoray.manifest import Manifest
 
-PATIENT = Policy(max_attempts=200, max_restarts=200, patience_s=1e9, task_timeout_s=60.0, batch_bytes=1 << 12)
+PATIENT = Policy(max_attempts=200, max_restarts=200, patience_s=1e9, task_timeout_s=60.0, combine_timeout_s=20.0, batch_bytes=1 << 12)
 MAX_EVENTS = 20_000
 
 
@@ -90,12 +93,16 @@ class Simulation:
         nodes: int = 1,
         workers: int = 2,
         receiver: bool = False,
+        devices: bool = False,
         faults: Faults = Faults(),
         policy: Policy = PATIENT,
     ) -> None:
         self.rng = random.Random(seed)
         self.manifest, self.qualities, self.faults, self.policy = manifest, qualities, faults, policy
         self.expected = workers
+        self.devices = devices
+        self.home = None if devices else HOME
+        self.meetings = Meetings(self)
         self.now = 0.0
         self.reign = 0
         self.enthroned = 0.0
@@ -104,7 +111,7 @@ class Simulation:
         self.published: list[Publish] = []
         """What the consumer has in hand."""
         self.gave_up: Exception | None = None
-        self.segments: dict[str, dict[int, Segment]] = {f"n{i}": {} for i in range(nodes)}
+        self.segments: dict[str, dict[int, Segment]] = {f"n{i}": {} for i in range(0 if devices else nodes)}
         self.sealed: dict[tuple[str, int], set[int]] = {}
         self.workers: dict[str, SimWorker] = {}
         self.staff: dict[str, str] = {}
@@ -162,6 +169,9 @@ class Simulation:
 
     def _start(self, node: str, ingests: bool = True) -> None:
         name = f"w{next(self._ids)}"
+        if self.devices:
+            node = f"d{name}"
+            self.segments[node] = {}
         worker = self.workers[name] = SimWorker(node, ingests)
         fails = self.rng.random() < self.faults.start_failures
 
@@ -191,7 +201,15 @@ class Simulation:
         if worker.busy is not None:
             self.zombies[name] = worker.busy
             self._at(self.rng.uniform(0, 8), lambda: self._last_breath(name))
-        self._at(self.rng.uniform(0, 4), lambda: self._feed(WorkerLost(self.now, name)))
+        if self.devices:
+            self.segments.pop(worker.node, None)
+        self._at(self.rng.uniform(0, 4), lambda: self._mourn(name))
+
+    def _mourn(self, name: str) -> None:
+        """What the coordinator makes of a dead worker: a device goes with its worker."""
+        if self.devices:
+            self._feed(NodeLost(self.now, self.workers[name].node))
+        self._feed(WorkerLost(self.now, name))
 
     def _last_breath(self, name: str) -> None:
         """A killed process that was not quite dead writes once more."""
@@ -202,7 +220,7 @@ class Simulation:
 
     def _lose_a_node(self) -> None:
         nodes = [node for node in self.segments if node != HOME]
-        if not nodes:
+        if not nodes or self.devices:
             return
         node = self.rng.choice(nodes)
         self.log.append(f"{self.now:.3f} lose {node}")
@@ -214,6 +232,9 @@ class Simulation:
         self._at(self.rng.uniform(0, 6), lambda: self._feed(NodeLost(self.now, node)))
 
     def _add_a_node(self) -> None:
+        if self.devices:
+            self._start("")
+            return
         node = f"n{next(self._ids)}"
         self.log.append(f"{self.now:.3f} add {node}")
         self.segments[node] = {}
@@ -224,7 +245,13 @@ class Simulation:
 
     def _make_brain(self, **inheritance: Any) -> Brain:
         return Brain(
-            self.manifest, self.qualities, home=HOME, expected=self.expected, policy=self.policy, **inheritance
+            self.manifest,
+            self.qualities,
+            home=self.home,
+            expected=self.expected,
+            collective=self.devices,
+            policy=self.policy,
+            **inheritance,
         )
 
     def _kill_coordinator(self) -> None:
@@ -241,7 +268,7 @@ class Simulation:
         self.brain = self._make_brain(
             taken=len(self.published),
             muster=dict(self.staff),
-            fallen={node: list(names) for node, names in self.fallen.items()},
+            fallen={} if self.devices else {node: list(names) for node, names in self.fallen.items()},
         )
         self.log.append(f"{self.now:.3f} coordinator {reign} after generation {len(self.published)}")
         for name in list(self.staff):
@@ -291,6 +318,9 @@ class Simulation:
         if self.rng.random() < self.faults.hangs:
             worker.stopped = self.now if self.rng.random() < 0.5 else None  # then its heart beats on
             return
+        if task.kind is Kind.COMBINE:
+            self.meetings.begin(name, task, reign)
+            return
         self._at(self.rng.expovariate(4.0), lambda: self._end(name, task, reign))
 
     def _write_garbage(self, node: str, task: Assign) -> None:
@@ -305,16 +335,24 @@ class Simulation:
         worker = self.workers[name]
         if not worker.alive:
             return
-        worker.busy = None
         error = self._misfortune(task)
-        answer: Event
         if error is not None:
-            answer = TaskFailed(self.now, name, task.epoch, error)
+            self.answer_failed(name, task, reign, error)
         elif task.kind is Kind.SURVEY:
-            answer = TaskDone(self.now, name, task.epoch, self._survey(worker.node, task.generation))
+            self.answer_done(name, task, reign, self._survey(worker.node, task.generation))
         else:
             self._apply(worker.node, task)
-            answer = TaskDone(self.now, name, task.epoch)
+            self.answer_done(name, task, reign)
+
+    def answer_done(self, name: str, task: Assign, reign: int, survey: Survey | None = None) -> None:
+        self._send(name, TaskDone(self.now, name, task.epoch, survey), reign)
+
+    def answer_failed(self, name: str, task: Assign, reign: int, error: Exception) -> None:
+        self._send(name, TaskFailed(self.now, name, task.epoch, error), reign)
+
+    def _send(self, name: str, answer: TaskDone | TaskFailed, reign: int) -> None:
+        """The worker is free again; its answer arrives some time later, and perhaps once more."""
+        self.workers[name].busy = None
         delay = self.rng.expovariate(10.0)
         self._at(delay, lambda: self._answer(answer, reign))
         if self.rng.random() < self.faults.duplicates:
@@ -400,6 +438,9 @@ class Simulation:
                 reign = self.reign
                 self.workers[name].queue.append((reign, command))
                 self._begin(name)
+            case Abort(worker=name, group=number):
+                key = self.reign, number
+                self._at(self.rng.expovariate(5.0), lambda: self.meetings.abort(name, key))
             case Publish():
                 self.invariants.of_publication(command)
                 self._at(self.rng.uniform(0, 1), lambda: self._take(command))
@@ -424,6 +465,9 @@ class Simulation:
         self._kill(name)
         old = self.workers[name]
         self.fallen.setdefault(old.node, []).append(name)
+        if self.devices:
+            self._start("")
+            return
         stays = old.node == HOME or self.rng.random() < 0.7
         node = old.node if stays else self.rng.choice(sorted(self.segments))
         self._start(node if node in self.segments else HOME, ingests=old.ingests)

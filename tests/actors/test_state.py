@@ -11,6 +11,7 @@ from simulator import PATIENT
 
 from holoray.actors.goals import check_qualities, goals
 from holoray.actors.messages import (
+    Abort,
     Assign,
     Command,
     GiveUp,
@@ -474,3 +475,101 @@ def test_who_slept_does_not_blame_the_others() -> None:
 def test_impossible_bounds_are_refused(field: str) -> None:
     with pytest.raises(UsageError, match=field):
         Policy(**{field: -1})
+
+
+# -- devices ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("collective-lost", "worker-killed", "stale-answer")
+@pytest.mark.parametrize("part", range(3))
+def test_every_schedule_of_devices_ends_whole(part: int) -> None:
+    worlds = [run(seed, devices=True) for seed in range(part * PART, (part + 1) * PART)]
+    assert sum(world.meetings.combined for world in worlds) > PART, "schedules in which groups combine"
+    assert sum(world.meetings.broken for world in worlds) > PART / 2, "and in which they break up"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("part", range(10))
+def test_very_many_schedules_of_devices_end_whole(part: int) -> None:
+    for seed in range(part * 20 * PART, (part + 1) * 20 * PART):
+        run(seed, devices=True)
+
+
+def on_devices(count: int, policy: Policy = PATIENT) -> tuple[Brain, list[Assign]]:
+    """A brain, and what its devices are asked once all is ingested: to combine."""
+    machine = Brain(manifest_of(6), (1.0,), home=None, expected=count, collective=True, policy=policy)
+    todo: list[Assign] = []
+    for i in range(count):
+        (survey,) = first_assignments(machine.handle(WorkerJoined(0.0, f"w{i}", f"d{i}")), Kind.SURVEY)
+        todo += first_assignments(machine.handle(TaskDone(0.0, survey.worker, survey.epoch, Survey())), Kind.INGEST)
+    combines: list[Assign] = []
+    while todo:
+        task = todo.pop(0)
+        for command in machine.handle(TaskDone(1.0, task.worker, task.epoch)):
+            assert isinstance(command, Assign)
+            (combines if command.kind is Kind.COMBINE else todo).append(command)
+    return machine, combines
+
+
+def test_devices_combine_at_once_and_each_slot_has_one_contributor() -> None:
+    machine, combines = on_devices(3)
+    assert [task.rank for task in combines] == [0, 1, 2]
+    (group,) = {task.group for task in combines}
+    assert group is not None
+    assert group.size == 3
+    for task in combines:
+        own = {slot for slot, rank in zip(group.slots, group.owners, strict=True) if rank == task.rank}
+        assert own.isdisjoint(task.slots)
+        assert own | set(task.slots) == set(group.slots)
+    asked = [c for task in combines for c in machine.handle(TaskDone(2.0, task.worker, task.epoch))]
+    assert all(isinstance(c, Assign) and c.kind is Kind.SEAL for c in asked)
+
+
+@pytest.mark.fault("collective-lost")
+@pytest.mark.parametrize("how", ["fails", "dies", "hangs"])
+def test_a_broken_group_is_told_and_slots_travel_one_by_one(how: str) -> None:
+    machine, combines = on_devices(3, Policy(combine_timeout_s=5.0, silence_s=1e9))
+    first, *others = combines
+    assert first.group is not None
+    if how == "fails":
+        said = machine.handle(TaskFailed(2.0, first.worker, first.epoch, WorkerLostError("a peer is gone")))
+    elif how == "dies":
+        said = machine.handle(WorkerLost(2.0, first.worker))
+    else:
+        assert machine.handle(Tick(4.0)) == []
+        said = machine.handle(Tick(7.0))
+    told = {task.worker for task in others} | ({first.worker} if how == "hangs" else set())
+    aborts = [command for command in said if isinstance(command, Abort)]
+    assert {command.worker for command in aborts} == told
+    assert {command.group for command in aborts} == {first.group.number}
+    assert machine.handle(Tick(8.0)) == [], "told once"
+    if how == "dies":  # until there is another device, there are not enough
+        (survey,) = first_assignments(machine.handle(WorkerJoined(8.0, "w9", "d9")), Kind.SURVEY)
+        machine.handle(NodeLost(8.0, "d0"))
+        said = machine.handle(TaskDone(8.0, "w9", survey.epoch, Survey()))
+    asked: list[Assign] = []
+    for task in combines:
+        lost = WorkerLostError("told to stop")
+        asked += [c for c in machine.handle(TaskFailed(9.0, task.worker, task.epoch, lost)) if isinstance(c, Assign)]
+    while any(task.kind is Kind.INGEST for task in asked):
+        task = asked.pop(0)
+        asked += [c for c in machine.handle(TaskDone(9.0, task.worker, task.epoch)) if isinstance(c, Assign)]
+    assert asked
+    assert {task.kind for task in asked} == {Kind.TRANSFER}
+
+
+def test_a_bug_in_combining_is_not_hidden() -> None:
+    machine, combines = on_devices(2)
+    error = TypeError("a bug")
+    assert machine.handle(TaskFailed(2.0, combines[0].worker, combines[0].epoch, error)) == [GiveUp(error)]
+
+
+@pytest.mark.fault("no-workers")
+def test_a_device_that_never_comes_ends_the_warm_up() -> None:
+    machine = Brain(manifest_of(2), (1.0,), home=None, expected=2, collective=True, policy=Policy(patience_s=5.0))
+    join(machine, "a")
+    for now in (1.0, 3.0, 6.0):
+        assert not any(isinstance(c, GiveUp) for c in machine.handle(Tick(now)) + machine.handle(Pulse(now, "a")))
+    (end,) = machine.handle(Tick(6.5))
+    assert isinstance(end, GiveUp)
+    assert isinstance(end.error, WorkerLostError)
