@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from holoray.actors.messages import (
+    Abort,
     Assign,
     Command,
     Event,
@@ -87,11 +88,11 @@ class Legacy:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """An answer that is awaited from `worker`: `then` takes it; without one, `task` has failed."""
+    """An answer that is awaited from `worker`: `then` takes it; without one, `tasks` have failed."""
 
     worker: str
     then: Callable[[Any], None]
-    task: Assign | None = None
+    tasks: tuple[Assign, ...] = ()
     beat: bool = False
 
 
@@ -104,7 +105,7 @@ class Coordinator:
         encoded: npt.NDArray[np.uint8],
         qualities: Sequence[float],
         *,
-        home: str,
+        home: str | None,
         expected: int,
         living_nodes: Callable[[], set[str]],
         started: float,
@@ -121,6 +122,8 @@ class Coordinator:
         self._calls: dict[Any, _Call] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._dismissed: list[str] = []
+        self._gathering: list[Assign] = []
+        """Members of a group that is being asked to combine."""
         self._published: list[Generation] = []
         self._news = threading.Condition()
         self._over = False
@@ -130,7 +133,8 @@ class Coordinator:
         self._levels = list(_LEVELS)
         self.metrics = JobMetrics()
         self.metrics.set("holoray_quality_target_ratio", max(qualities))
-        self.metrics.set("holoray_build_info", 1, version=__version__, backend="cpu")
+        backend = "cpu" if spec.accelerator is None else "cuda"
+        self.metrics.set("holoray_build_info", 1, version=__version__, backend=backend)
         if legacy.reign > 1:
             self.metrics.inc("holoray_actor_restarts_total", legacy.reign - 1, role="coordinator")
         self._server: MetricsServer | None = None
@@ -140,6 +144,7 @@ class Coordinator:
                 qualities,
                 home=home,
                 expected=expected,
+                collective=spec.accelerator is not None,
                 policy=policy,
                 taken=legacy.taken,
                 muster={m.name: m.node for m in legacy.members} if legacy.reign > 1 else None,
@@ -232,7 +237,7 @@ class Coordinator:
         self._mourn_nodes()
         self._feed(Tick(time.monotonic()))
         self._count_workers()
-        pending = sum(_fragments(call.task) for call in self._calls.values())
+        pending = sum(_fragments(task) for call in self._calls.values() for task in call.tasks)
         self.metrics.set("holoray_fragments_pending", pending)
 
     def _pulse(self, worker: str, _: None) -> None:
@@ -256,12 +261,11 @@ class Coordinator:
 
     def _fail(self, call: _Call, error: Exception) -> None:
         """Tell the brain, after what is being done now: it may be about to lose this worker."""
-        if call.task is None:
-            return
-        failure = TaskFailed(time.monotonic(), call.task.worker, call.task.epoch, error)
-        self._inbox.put(lambda: self._feed(failure))
-        if isinstance(error, WorkerLostError) and call.task.units:
-            self.metrics.inc("holoray_fragments_total", _fragments(call.task), outcome="redone")
+        for task in call.tasks:
+            failure = TaskFailed(time.monotonic(), task.worker, task.epoch, error)
+            self._inbox.put(partial(self._feed, failure))
+            if isinstance(error, WorkerLostError) and task.units:
+                self.metrics.inc("holoray_fragments_total", _fragments(task), outcome="redone")
 
     def _feed(self, event: Event) -> None:
         for command in self._brain.handle(event):
@@ -271,8 +275,12 @@ class Coordinator:
         match command:
             case Assign(kind=Kind.TRANSFER):
                 self._transfer(command)
+            case Assign(kind=Kind.COMBINE):
+                self._gather(command)
             case Assign():
                 self._ask(command)
+            case Abort(worker=worker, group=group):
+                self._members[worker].handle.abort.remote(self._reign, group)
             case Publish():
                 self._publish(command)
             case Retire(worker=worker, generation=generation):
@@ -286,9 +294,10 @@ class Coordinator:
 
     # -- tasks -------------------------------------------------------------------------------------------------
 
-    def _ask(self, task: Assign, *arguments: Any) -> None:
+    def _ask(self, task: Assign, *arguments: Any, **options: Any) -> None:
         def done(report: Report) -> None:
             record(self.metrics, report.tally)
+            self.metrics.inc("holoray_combine_bytes_total", report.combined_bytes)
             self._bytes_read += sum(report.tally.received_bytes.values())
             now = time.monotonic()
             if report.error is None:
@@ -297,8 +306,25 @@ class Coordinator:
             else:
                 self._feed(TaskFailed(now, task.worker, task.epoch, report.error))
 
-        reference = self._members[task.worker].handle.do.remote(self._reign, task, *arguments)
-        self._calls[reference] = _Call(task.worker, done, task)
+        reference = self._members[task.worker].handle.do.remote(self._reign, task, *arguments, **options)
+        self._calls[reference] = _Call(task.worker, done, (task,))
+
+    def _gather(self, task: Assign) -> None:
+        """The brain asks the members of a group one after the other; the first makes the ticket that all join with."""
+        assert task.group is not None
+        self._gathering = [t for t in self._gathering if t.group == task.group] + [task]
+        if len(self._gathering) < task.group.size:
+            return
+        members, self._gathering = self._gathering, []
+        first = members[0]
+
+        def pass_on(ticket: bytes) -> None:
+            for member in members:
+                if member.worker in self._members:
+                    self._ask(member, ticket=ticket)
+
+        reference = self._members[first.worker].handle.ticket.remote(self._reign)
+        self._calls[reference] = _Call(first.worker, pass_on, tuple(members))
 
     def _transfer(self, task: Assign) -> None:
         """The source's result is owned by us, so it outlives the source; its bytes go straight to the worker."""
@@ -310,7 +336,7 @@ class Coordinator:
                 self.metrics.inc("holoray_combine_bytes_total", size)
                 self._ask(task, digest, contents)
 
-        self._calls[nbytes] = _Call(task.source, pass_on, task)
+        self._calls[nbytes] = _Call(task.source, pass_on, (task,))
 
     def _publish(self, command: Publish) -> None:
         quality = command.quality
@@ -363,7 +389,9 @@ class Coordinator:
 
     def _dismiss(self, name: str) -> None:
         """Have the driver start another worker in its place."""
-        self._members.pop(name, None)
+        member = self._members.pop(name, None)
+        if member is not None:
+            self._deserted.add(member.node)
         self._drop_calls(name)
         self._count_workers()
         self.metrics.inc("holoray_actor_restarts_total", role="worker")
@@ -379,8 +407,8 @@ class Coordinator:
         self.metrics.set("holoray_actors", len(self._members), role="worker")
 
 
-def _fragments(task: Assign | None) -> int:
-    return 0 if task is None else sum(len(unit.fragments) for unit in task.units)
+def _fragments(task: Assign) -> int:
+    return sum(len(unit.fragments) for unit in task.units)
 
 
 def _serve(metrics: JobMetrics, port: int) -> MetricsServer:

@@ -68,7 +68,7 @@ class Crew:
         start_worker: StartWorker,
         start_coordinator: StartCoordinator,
         *,
-        home: str,
+        home: str | None,
         workers: Callable[[], int],
         policy: Policy,
     ) -> None:
@@ -198,7 +198,7 @@ class Crew:
     def _guard_home(self) -> None:
         """The consumer's node needs somebody who fills its segment: a receiver, if workers go to other nodes."""
         nodes = {seat.member.node if seat.member else seat.wanted_node for seat in self._seats.values()}
-        if self._home in nodes:
+        if self._home is None or self._home in nodes:
             return
         starting = any(seat.pending for seat in self._seats.values())
         overdue = time.monotonic() > self._began + _HOME_S and len(remote.living_nodes()) > 1

@@ -35,6 +35,9 @@ class Marks:
     def hold(self, slot: Slot) -> None:
         self._slots[self._starts[slot[0]] + slot[1]] = 1
 
+    def holds(self, slot: Slot) -> bool:
+        return bool(self._slots[self._starts[slot[0]] + slot[1]])
+
     def seal(self, tensor: int) -> None:
         self._sealed[tensor] = 1
 

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from holoray.actors import watchdog
 from holoray.actors.coordinator import Coordinator
+from holoray.actors.device_worker import DeviceWorker
 from holoray.actors.worker import JobSpec, Worker
 from holoray.errors import SourceError, UsageError, WorkerLostError
 
@@ -43,6 +44,19 @@ class _Worker(Worker):
         super().beat()
 
 
+class _DeviceWorker(DeviceWorker):
+    def __init__(self, spec: JobSpec, name: str, encoded: npt.NDArray[np.uint8]) -> None:
+        super().__init__(spec, name, this_node(), encoded)
+
+    @ray.method(concurrency_group="heart")  # type: ignore[untyped-decorator]
+    def beat(self) -> None:
+        super().beat()
+
+    @ray.method(concurrency_group="heart")  # type: ignore[untyped-decorator]
+    def abort(self, reign: int, group: int) -> None:
+        super().abort(reign, group)
+
+
 def this_node() -> str:
     """Id of the Ray node that this process runs on."""
     return str(ray.get_runtime_context().get_node_id())
@@ -57,18 +71,24 @@ def cluster_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+def cluster_gpus() -> int:
+    """Devices of the cluster, as Ray counts them."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
 def start_worker(
     spec: JobSpec, name: str, encoded: Any, *, node: str = "", required: bool = False, cpus: float = 1
 ) -> Any:
     """An actor handle of a new worker: on `node`, if one is named (elsewhere only unless `required`), else spread.
 
-    `encoded`: a reference to the manifest's bytes, as uint8. The worker lives no longer than this process.
+    `encoded`: a reference to the manifest's bytes, as uint8. The worker lives no longer than this process. With an
+    accelerator it has a GPU to itself.
     """
     where = NodeAffinitySchedulingStrategy(node, soft=not required) if node else "SPREAD"
-    actor = ray.remote(concurrency_groups={"heart": 1})(_Worker)
-    return actor.options(num_cpus=cpus, max_restarts=0, max_task_retries=0, scheduling_strategy=where).remote(
-        spec, name, encoded
-    )
+    kind, gpus = (_Worker, 0) if spec.accelerator is None else (_DeviceWorker, 1)
+    actor = ray.remote(concurrency_groups={"heart": 1})(kind)
+    options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+    return actor.options(**options, scheduling_strategy=where).remote(spec, name, encoded)
 
 
 def start_coordinator(*arguments: Any, **options: Any) -> Any:
@@ -155,8 +175,11 @@ def _here() -> str:
     return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else ""
 
 
-def connect(address: str | None, cpus: int) -> Session:
-    """Use the Ray that this process has, join the cluster at `address`, or start a private local one."""
+def connect(address: str | None, cpus: int, *, gpus: bool = False) -> Session:
+    """Use the Ray that this process has, join the cluster at `address`, or start a private local one.
+
+    `gpus`: whether a private Ray is to look for GPUs.
+    """
     with _guard:
         here = _here()
         if here:
@@ -168,14 +191,14 @@ def connect(address: str | None, cpus: int) -> Session:
             return Session(next((ours for ours in _current if ours.address == here), None))
         with _environment(_QUIET), _hushed(logging.getLogger("ray")):
             if address in (None, "local"):
-                directory, watch = _start(cpus)
+                directory, watch = _start(cpus, gpus)
             else:
                 directory, watch = _join(str(address)), -1
         _current[:] = [_Ours(_here(), directory, watch)]
         return Session(_current[0])
 
 
-def _start(cpus: int) -> tuple[str, int]:
+def _start(cpus: int, gpus: bool) -> tuple[str, int]:
     """Start a private Ray; returns its directory, and the descriptor that guards it."""
     # Ray puts unix sockets below this directory; their paths are limited to 107 bytes.
     directory = tempfile.mkdtemp(prefix="hr-", dir="/tmp")
@@ -186,7 +209,7 @@ def _start(cpus: int) -> tuple[str, int]:
             "look for what Ray printed; is there memory, and room in /tmp and /dev/shm?",
             address="local",
             num_cpus=cpus,
-            num_gpus=0,
+            num_gpus=None if gpus else 0,  # None: those that Ray finds
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
             _temp_dir=directory,

@@ -59,8 +59,9 @@ class Brain:
 
     `home` is the node of the consumer: no generation is published before that node holds it. Without one, consumers
     are on all nodes, and `expected` of these must hold it. `expected` is also the number of workers that batches are
-    cut for. `collective`: nodes are devices, which can combine all at once. After a dead brain: `taken` is the generation that the consumer has
-    in hand, `muster` the workers who may still be busy, each with its node, `fallen` the dead ones of each node.
+    cut for. `collective`: nodes are devices, which can combine all at once. After a dead brain: `taken` is the
+    generation that the consumer has in hand, `muster` the workers who may still be busy, each with its node, `fallen`
+    the dead ones of each node.
     """
 
     def __init__(

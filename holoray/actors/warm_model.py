@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, Self
@@ -18,15 +18,17 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from holoray.actors import locks, remote, watchdog
+from holoray.actors.accelerator import Accelerator
 from holoray.actors.coordinator import Generation, Legacy, News
 from holoray.actors.crew import Crew
+from holoray.actors.device_worker import check_codecs
 from holoray.actors.goals import check_qualities, goals
 from holoray.actors.locks import Names
+from holoray.actors.published import OnDevices, OnNode, Published, SharedWeights
 from holoray.actors.roster import Policy
-from holoray.actors.segment import attach_weights
 from holoray.actors.worker import JobSpec, Member
-from holoray.checkpoint import save_checkpoint
-from holoray.errors import DeadlineError, HolorayError, QualityError, UsageError, WorkerLostError
+from holoray.errors import DeadlineError, DeviceError, HolorayError, QualityError, UsageError, WorkerLostError
+from holoray.formats.safetensors import SafetensorsWriter
 from holoray.kernels import registry
 from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.open_sources import Place, is_in_process, open_places
@@ -50,6 +52,7 @@ def warm_up(
     on_generation: OnGeneration | None = None,
     policy: Policy | None = None,
     fault_policy: FaultPolicy | None = None,
+    accelerator: Accelerator | None = None,
 ) -> WarmModel:
     """Start warming a store up through target qualities; returns at once.
 
@@ -57,10 +60,12 @@ def warm_up(
     `workers`: processes of one CPU each (default: all CPUs, also those of nodes that join later). `address`: a Ray
     cluster to join (`auto` or host:port); by default the Ray that is already initialised here, else a private local
     one. `expect` pins the root and checks sha256. `metrics_port`: serve `/metrics` there (0: any free port).
+    `accelerator`: weights go to GPUs, all of them to each; a worker is then a GPU (default: all that the cluster has),
+    and none is published before all have it.
     `on_generation` is called with each generation from a thread of its own; the next but one waits for it.
 
     Raises SourceError if there is no store, IntegrityError if it is not the expected one, QualityError for a target
-    that cannot be reached, UsageError for one without meaning.
+    that cannot be reached, UsageError for one without meaning, DeviceError where the cluster has too few GPUs.
     """
     started = time.monotonic()
     if fault_policy is not None and fault_policy.skip_corrupted:
@@ -77,17 +82,34 @@ def warm_up(
         raise UsageError(f"there is no port {metrics_port}", hint=f"0 to {_MAX_PORT}; 0 takes any free port")
     targets = check_qualities(qualities)
     goals(sealed.manifest, targets)
+    if accelerator is not None:
+        check_codecs(sealed.manifest)
     cpus = workers or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(1) as pool:
         compiled = pool.submit(registry.warm_accumulators)  # or every worker would compile the kernels for itself
-        session = remote.connect(address, cpus)
+        session = remote.connect(address, cpus, gpus=accelerator is not None)
     try:
         compiled.result()
         count = cpus if session.private_dir else workers
-        return WarmModel(sealed, targets, session, count, started, metrics_port, on_generation, policy or Policy())
+        if accelerator is not None:
+            count = check_gpus(workers)
+        return WarmModel(
+            sealed, targets, session, count, started, metrics_port, on_generation, policy or Policy(), accelerator
+        )
     except BaseException:
         session.close()
         raise
+
+
+def check_gpus(workers: int | None) -> int:
+    """How many GPUs are to be used; DeviceError unless the cluster has them."""
+    gpus = remote.cluster_gpus()
+    if gpus < (workers or 1):
+        raise DeviceError(
+            f"Ray knows of {gpus} GPUs here, and {workers or 1} are needed",
+            hint="see `holoray doctor`; a cluster started by hand may need `ray start --num-gpus`",
+        )
+    return workers or gpus
 
 
 class WarmModel:
@@ -107,21 +129,25 @@ class WarmModel:
         metrics_port: int | None,
         on_generation: OnGeneration | None,
         policy: Policy,
+        accelerator: Accelerator | None = None,
     ) -> None:
         self.manifest = sealed.manifest
         self.root = sealed.root
         self._sealed, self._targets, self._session = sealed, targets, session
         self._workers, self._started, self._metrics_port = workers, started, metrics_port
         self._on_generation, self._policy = on_generation, policy
+        self._accelerator = accelerator
         self._home = remote.this_node()
         self._changed = threading.Condition()
         self._published: list[Generation] = []
         self._handed = 0  # generations of which `on_generation` has returned
-        self._weights: dict[str, Array] = {}
         self._error: Exception | None = None
         self._over = False
         self._closing = threading.Event()
         self._names = Names(locks.new_job(), self._home)
+        self._weights: Published = OnNode(self.manifest, self._names)
+        if accelerator is not None:
+            self._weights = OnDevices(self.manifest, self._living_members)
         locks.sweep()
         lock = locks.join_job(self._names, locks.DRIVER)
         self._cleanup = weakref.finalize(self, _clean_up, self._names.job, lock, session)
@@ -154,13 +180,33 @@ class WarmModel:
     def state_dict(self) -> dict[str, Array]:
         """The tensors of the newest generation by name: read-only views of shared memory, not copies.
 
-        BF16 comes as `ml_dtypes.bfloat16`. Raises QualityError while there is no generation.
+        Of weights on devices they are copies on the host; `on_device` gives those themselves. BF16 comes as
+        `ml_dtypes.bfloat16`. Raises QualityError while there is no generation.
         """
+        return dict(self._tensors())
+
+    def on_device(self) -> list[SharedWeights]:
+        """Where the newest generation lies on each device; `open_weights` opens it in a process on that device."""
+        self._check_published()
+        if not isinstance(self._weights, OnDevices):
+            raise UsageError("these weights are in shared memory", hint="state_dict() gives them without a copy")
+        with self._session.use():
+            return self._weights.handles()
+
+    def _tensors(self) -> Iterator[tuple[str, Array]]:
+        self._check_published()
         with self._changed:
-            if not self._published:
-                self._raise_error()
-                raise QualityError("no generation is published yet", hint="wait() for a quality first")
-            return dict(self._weights)
+            tensors = self._weights.tensors()
+        if isinstance(self._weights, OnNode):
+            yield from tensors
+            return
+        with self._session.use():
+            yield from tensors
+
+    def _check_published(self) -> None:
+        if not self._published:
+            self._raise_error()
+            raise QualityError("no generation is published yet", hint="wait() for a quality first")
 
     def wait(self, quality: float = 1.0, timeout_s: float | None = None) -> Generation:
         """Block until a generation of at least this quality; 1 means every byte.
@@ -197,12 +243,18 @@ class WarmModel:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the newest generation as a safetensors file."""
-        save_checkpoint(path, self.state_dict(), self.manifest.metadata)
+        self._check_published()
+        with SafetensorsWriter(path, [t.spec for t in self.manifest.tensors], self.manifest.metadata) as writer:
+            for name, array in self._tensors():
+                writer.write(name, array)
 
     def crew(self) -> list[dict[str, Any]]:
         """The workers that have joined: name, node, process id."""
-        members = [] if self._closing.is_set() or not self._session.alive() else self._crew.members()
+        members = self._living_members()
         return [{"worker": member.name, "node": member.node, "pid": member.pid} for member in members]
+
+    def _living_members(self) -> list[Member]:
+        return [] if self._closing.is_set() or not self._session.alive() else self._crew.members()
 
     @property
     def metrics_url(self) -> str | None:
@@ -235,14 +287,15 @@ class WarmModel:
     def _make_crew(self) -> Crew:
         encoded = ray.put(np.frombuffer(self.manifest.encoded, np.uint8))
         sealed = self._sealed
-        spec = JobSpec(self._names.job, sealed.store, sealed.root, sealed.strict, self.manifest.lost)
+        spec = JobSpec(self._names.job, sealed.store, sealed.root, sealed.strict, self.manifest.lost, self._accelerator)
+        home = self._home if self._accelerator is None else None
 
         def wanted() -> int:
             return self._workers or remote.cluster_cpus()
 
         def start_worker(name: str, *, node: str, required: bool) -> Any:
             # A private Ray is shared by all warm-ups of a process, and a receiver must not wait for a free CPU.
-            cpus = 0 if required or self._session.private_dir else 1
+            cpus = 0 if required or self._session.private_dir or self._accelerator else 1
             return remote.start_worker(spec, name, encoded, node=node, required=required, cpus=cpus)
 
         def start_coordinator(reign: int, members: list[Member], fallen: dict[str, list[str]]) -> Any:
@@ -252,7 +305,7 @@ class WarmModel:
                 spec,
                 encoded,
                 self._targets,
-                home=self._home,
+                home=home,
                 expected=wanted(),
                 living_nodes=remote.living_nodes,
                 started=self._started,
@@ -263,9 +316,7 @@ class WarmModel:
             coordinator.run.remote()
             return coordinator
 
-        return Crew(
-            self._session, start_worker, start_coordinator, home=self._home, workers=wanted, policy=self._policy
-        )
+        return Crew(self._session, start_worker, start_coordinator, home=home, workers=wanted, policy=self._policy)
 
     def _ask_quietly(self, method: str) -> Any:
         """What the coordinator answers, None if there is none (another may be on its way)."""
@@ -299,11 +350,11 @@ class WarmModel:
             raise news.error
 
     def _take(self, generation: Generation, coordinator: Any) -> None:
-        weights = attach_weights(self.manifest, self._names, generation.generation)
         with self._changed:
-            self._weights = weights
+            self._weights.take(generation.generation)
             self._published.append(generation)
-        coordinator.taken.remote(generation.generation)  # if it is dead, `news` tells the next one
+        if self._accelerator is None:  # else memory is freed that a consumer may still have mapped
+            coordinator.taken.remote(generation.generation)  # if it is dead, `news` tells the next one
         if self._on_generation is not None:
             try:
                 self._on_generation(self, generation)

@@ -12,10 +12,12 @@ import numpy.typing as npt
 import xxhash
 
 from holoray.actors import locks, watchdog
+from holoray.actors.accelerator import Accelerator
 from holoray.actors.locks import Names
 from holoray.actors.messages import Assign, Kind, Slot, Survey
 from holoray.actors.segment import NodeMemory
-from holoray.errors import IntegrityError, WorkerLostError
+from holoray.actors.slot_memory import SlotMemory
+from holoray.errors import IntegrityError, UsageError, WorkerLostError
 from holoray.integrity import format_root
 from holoray.kernels import registry
 from holoray.kernels.accumulator import Accumulator
@@ -33,7 +35,8 @@ _MAX_ROOT_BYTES: Final = 4096
 class JobSpec:
     """What every process of a job must know: the store, the root it had, whether sha256 is checked, files out of reach.
 
-    `lost` maps numbers of fragment files to why they cannot be read: nobody plans with them.
+    `lost` maps numbers of fragment files to why they cannot be read: nobody plans with them. `accelerator`: weights go
+    to devices, one a worker; without one, to the memory of nodes.
     """
 
     job: str
@@ -41,6 +44,7 @@ class JobSpec:
     root: str
     strict: bool
     lost: Mapping[int, str] = field(default_factory=dict)
+    accelerator: Accelerator | None = None
 
     def check_root(self) -> None:
         """Raise IntegrityError if this node sees another store than the one that the job began with."""
@@ -82,11 +86,15 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a task took and, of a SURVEY, found; `error` is why it failed, if it did."""
+    """What a task took and, of a SURVEY, found; `error` is why it failed, if it did.
+
+    `combined_bytes`: of slots that came from other devices.
+    """
 
     tally: Tally = field(default_factory=Tally)
     survey: Survey | None = None
     error: Exception | None = None
+    combined_bytes: int = 0
 
 
 class Worker:
@@ -104,6 +112,7 @@ class Worker:
         self._reign = 0
         self._gone: set[str] = set()
         self._meter = Meter()
+        self._combined_bytes = 0
 
     def hello(self) -> Hello:
         """Get ready, and tidy up after dead jobs; an error is returned, not raised."""
@@ -114,12 +123,25 @@ class Worker:
             self._spec.check_root()
             manifest = self._spec.manifest(self._encoded)
             self._pipeline = FragmentPipeline(
-                self._spec.store, manifest, strict=self._spec.strict, threads=1, meter=self._meter, finalize=False
+                self._spec.store,
+                manifest,
+                strict=self._spec.strict,
+                threads=self.threads,
+                meter=self._meter,
+                finalize=False,
             )
-            self._memory = NodeMemory(manifest, self._names)
+            self._memory = self._make_memory(manifest)
         except Exception as error:
             return Hello(self._node, os.getpid(), error)
         return Hello(self._node, os.getpid())
+
+    @property
+    def threads(self) -> int:
+        """Decoding at a time."""
+        return 1
+
+    def _make_memory(self, manifest: Manifest) -> SlotMemory:
+        return NodeMemory(manifest, self._names)
 
     def beat(self) -> None:
         """Say that the process lives; answered whatever it is busy with."""
@@ -128,8 +150,14 @@ class Worker:
         """From now on obey the coordinator of this reign and none before: what those still ask is refused."""
         self._reign = max(self._reign, reign)
 
-    def do(self, reign: int, task: Assign, digest: int = 0, contents: Bytes | None = None) -> Report:
-        """Do one task; for a TRANSFER with what `export` of the source gave. Errors are returned, not raised."""
+    def do(
+        self, reign: int, task: Assign, digest: int = 0, contents: Bytes | None = None, ticket: bytes = b""
+    ) -> Report:
+        """Do one task; for a TRANSFER with what `export` of the source gave, for a COMBINE with the group's ticket.
+
+        Errors are returned, not raised.
+        """
+        self._combined_bytes = 0
         survey: Survey | None = None
         error: Exception | None = None
         try:
@@ -140,9 +168,11 @@ class Worker:
             else:
                 self._memory.make(task.generation)
                 self._perform(task, digest, contents)
+                if task.kind is Kind.COMBINE:
+                    self._combine(reign, task, ticket)
         except Exception as raised:
             error = raised
-        return Report(self._meter.take(), survey, error)
+        return Report(self._meter.take(), survey, error, self._combined_bytes)
 
     def export(self, reign: int, generation: int, slots: Sequence[Slot]) -> tuple[int, int, Bytes]:
         """Digest, size and contents of slots, for another node."""
@@ -181,6 +211,9 @@ class Worker:
                     self._memory.seal(task.tensors)
         self._meter.add(tally)
 
+    def _combine(self, reign: int, task: Assign, ticket: bytes) -> None:
+        raise UsageError("only devices combine all at once")
+
     def _hold(self, unit: Unit) -> None:
         self._memory.hold((unit.tensor, unit.slot))
 
@@ -195,7 +228,7 @@ class Worker:
 class _InPlace:
     """The pipeline's destination: accumulators over the node's segments, which stay open."""
 
-    def __init__(self, memory: NodeMemory) -> None:
+    def __init__(self, memory: SlotMemory) -> None:
         self._memory = memory
 
     def open(self, tensor: int) -> Accumulator:

@@ -24,9 +24,11 @@ _ALIGNMENT: Final = 16
 
 
 class Part(Protocol):
-    """One slot on a device: its size, which is the same for all members, and how it comes and goes."""
+    """One slot on a device, and how it comes and goes."""
 
-    nbytes: int
+    @property
+    def nbytes(self) -> int:
+        """Its size, the same for all members."""
 
     def pack(self, room: Any) -> None:
         """Copy the slot into uint8[nbytes] of the device."""

@@ -214,7 +214,7 @@ def _call(secret: bytes, port: int, rank: int, patience: Patience) -> _Wire:
 
 
 def _bytes(array: npt.NDArray[Any]) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _close(wires: Iterable[_Wire]) -> None:

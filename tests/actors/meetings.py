@@ -5,6 +5,7 @@ Who waits for a member that failed or died learns of it by itself, is told (an a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from invariants import GARBAGE, Segment
@@ -56,7 +57,7 @@ class Meetings:
         if len(present) == group.size and all(world.workers[other].alive for other, _ in present.values()):
             contents = self._contents(present)
             for other, own in present.values():
-                world._at(world.rng.expovariate(4.0), lambda o=other, t=own: self._end(o, t, reign, contents))
+                world._at(world.rng.expovariate(4.0), partial(self._end, other, own, reign, contents))
 
     def _contents(self, present: dict[int, tuple[str, Assign]]) -> Segment:
         """Every slot as its one contributor has it."""

@@ -47,7 +47,14 @@ from holoray.errors import IntegrityError, SourceError, WorkerLostError
 from holoray.fragment import FragmentEntry
 from holoray.manifest import Manifest
 
-PATIENT = Policy(max_attempts=200, max_restarts=200, patience_s=1e9, task_timeout_s=60.0, combine_timeout_s=20.0, batch_bytes=1 << 12)
+PATIENT = Policy(
+    max_attempts=200,
+    max_restarts=200,
+    patience_s=1e9,
+    task_timeout_s=60.0,
+    combine_timeout_s=20.0,
+    batch_bytes=1 << 12,
+)
 MAX_EVENTS = 20_000
 
 

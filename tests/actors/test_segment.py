@@ -18,8 +18,9 @@ from holoray.actors.goals import Goal, goals, needs_sealing
 from holoray.actors.locks import DIRECTORY, Names, new_job, remove_job
 from holoray.actors.marks import Marks
 from holoray.actors.messages import Holdings, Slot
-from holoray.actors.segment import ALIGNMENT, Layout, NodeMemory, attach_weights, weights_layout
+from holoray.actors.segment import NodeMemory, attach_weights, weights_layout
 from holoray.actors.shared_memory import attach, create_or_attach
+from holoray.actors.slot_memory import ALIGNMENT, Layout
 from holoray.errors import CapacityError, SourceError
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.plan import Unit

@@ -1,0 +1,94 @@
+"""A worker whose memory is a device: it also combines with others at once, and gives weights away."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from holoray.actors.device_memory import DeviceMemory
+from holoray.actors.messages import Assign
+from holoray.actors.worker import Bytes, JobSpec, Worker
+from holoray.errors import UsageError
+from holoray.kernels.combine import combine
+from holoray.kernels.registry import DEVICE_ACCUMULATORS
+from holoray.manifest import Manifest
+from holoray.pipelines.meter import Tally, stage
+
+
+class DeviceWorker(Worker):
+    """A node of its own: what it holds goes with it."""
+
+    def __init__(self, spec: JobSpec, name: str, node: str, encoded: Bytes) -> None:
+        super().__init__(spec, name, f"{name}@{node}", encoded)
+        assert spec.accelerator is not None
+        self._accelerator = spec.accelerator
+        self._stops: dict[tuple[int, int], threading.Event] = {}
+
+    @property
+    def threads(self) -> int:
+        return self._accelerator.threads
+
+    def _make_memory(self, manifest: Manifest) -> DeviceMemory:
+        self._device_memory = DeviceMemory(manifest, self._accelerator.make_device())
+        return self._device_memory
+
+    def ticket(self, reign: int) -> bytes:
+        """What the members of a group join with, of which this worker is the first."""
+        self._check_reign(reign)
+        return self._accelerator.communicators.ticket()
+
+    def abort(self, reign: int, group: int) -> None:
+        """End this worker's part in a group, now or when it begins; answered whatever the worker is busy with."""
+        self._stop(reign, group).set()
+
+    def share(self, generation: int) -> bytes:
+        """What a process on this device passes to `Device.attach`."""
+        return self._device_memory.share(generation)
+
+    def fetch(self, generation: int, tensor: int) -> Any:
+        """The bytes of a published tensor, uint8."""
+        return self._device_memory.fetch(generation, tensor)
+
+    def _combine(self, reign: int, task: Assign, ticket: bytes) -> None:
+        group, memory = task.group, self._device_memory
+        assert group is not None
+        stop = self._stop(reign, group.number)
+        mine = [owner == task.rank for owner in group.owners]
+        if not all(memory.holds(slot) for slot, own in zip(group.slots, mine, strict=True) if own):
+            raise UsageError("this device is to contribute slots that it does not hold")
+        taken = set(task.slots)
+        parts = [memory.part(slot) for slot in group.slots]
+        tally = Tally()
+        with stage(tally, "combine"):
+            communicator = self._accelerator.communicators.join(
+                ticket, rank=task.rank, size=group.size, device=memory.device, stop=stop
+            )
+            try:
+                for slot in task.slots:
+                    memory.begin(slot)
+                wanted = [slot in taken for slot in group.slots]
+                for done in combine(parts, mine, wanted, communicator, memory.device):
+                    for index in done:
+                        if wanted[index]:
+                            memory.hold(group.slots[index])
+                            self._combined_bytes += parts[index].nbytes
+            finally:
+                communicator.close()
+        self._meter.add(tally)
+
+    def _stop(self, reign: int, group: int) -> threading.Event:
+        """The event that ends this worker's part in a group; an abort may come before the group's task."""
+        for old in [key for key in self._stops if key < (reign, group)]:
+            self._stops.pop(old, None)
+        return self._stops.setdefault((reign, group), threading.Event())
+
+
+def check_codecs(manifest: Manifest) -> None:
+    """Raise UsageError for a store with tensors that no device accumulates."""
+    for entry in manifest.tensors:
+        if entry.codec not in DEVICE_ACCUMULATORS:
+            raise UsageError(
+                f"{entry.codec} tensors are not accumulated on a device",
+                hint=f"codecs on a device: {', '.join(DEVICE_ACCUMULATORS)}; or warm up without --device",
+                tensor=entry.name,
+            )

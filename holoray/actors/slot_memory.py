@@ -1,0 +1,173 @@
+"""Slots of the generation in the making, wherever their tensors lie: the verbs of a worker's memory."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from holoray.actors.goals import first_layer
+from holoray.actors.marks import Marks
+from holoray.actors.messages import Slot, Survey
+from holoray.errors import SourceError
+from holoray.kernels.accumulator import Accumulator
+from holoray.manifest import Manifest
+from holoray.pipelines.plan import Unit
+
+ALIGNMENT: Final = 64
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where in a segment each part lies."""
+
+    ranges: tuple[slice, ...]
+    nbytes: int
+
+    @classmethod
+    def of(cls, sizes: Iterable[int]) -> Layout:
+        """Parts of these sizes one after the other, each aligned to 64 bytes."""
+        ranges, end = [], 0
+        for size in sizes:
+            start = -(-end // ALIGNMENT) * ALIGNMENT
+            end = start + size
+            ranges.append(slice(start, end))
+        return cls(tuple(ranges), end)
+
+
+class SlotMemory(ABC):
+    """Whatever is written is slots of the generation in the making; generations only go up.
+
+    The tensors of a generation are parts of one `segment`, uint8 of the host or a device. Writing a slot again
+    overwrites it wholly, whatever an earlier writer left; marks tell which slots are whole.
+    """
+
+    def __init__(self, manifest: Manifest, layout: Layout) -> None:
+        self._manifest = manifest
+        self._layout = layout
+        self._making = 0
+        self._segment: Any = None
+        self._marks: Marks | None = None
+        self._accumulators: dict[int, Accumulator] = {}
+
+    @abstractmethod
+    def survey(self, generation: int) -> Survey:
+        """What is held of a generation and of the one before; older ones are removed."""
+
+    @abstractmethod
+    def retire(self, generation: int) -> None:
+        """Forget a generation that nobody needs any more."""
+
+    @abstractmethod
+    def _open(self, generation: int) -> tuple[Any, Marks]:
+        """The segment of a generation and its marks, made if there is none; called when it is turned to."""
+
+    @abstractmethod
+    def _last_segment(self) -> Any:
+        """The segment of the generation before."""
+
+    @abstractmethod
+    def _make_accumulator(self, tensor: int) -> Accumulator:
+        """An accumulator over the tensor's place in the segment, with whatever state it had."""
+
+    def make(self, generation: int) -> None:
+        """Turn to a generation."""
+        if generation == self._making:
+            return
+        segment, marks = self._open(generation)
+        self._accumulators.clear()
+        self._segment, self._marks, self._making = segment, marks, generation
+
+    def accumulator(self, tensor: int) -> Accumulator:
+        """The accumulator of a tensor, over its place in the generation in the making."""
+        if tensor not in self._accumulators:
+            self._accumulators[tensor] = self._make_accumulator(tensor)
+        return self._accumulators[tensor]
+
+    def prepare(self, unit: Unit) -> None:
+        """Bring a slot to where the unit starts: the layers below it, from the last generation, or nothing.
+
+        Say `hold` when the unit has been added.
+        """
+        slot, layers = (unit.tensor, unit.slot), first_layer(unit)
+        self.begin(slot)
+        if layers:
+            self._copy(slot)
+        else:
+            self._populate(slot)
+        self.accumulator(unit.tensor).resume(unit.slot, layers)
+
+    def begin(self, slot: Slot) -> None:
+        """The slot is about to be overwritten: it is not whole any more."""
+        assert self._marks is not None
+        self._marks.forget(slot)
+
+    def hold(self, slot: Slot) -> None:
+        """Mark a slot as whole."""
+        assert self._marks is not None
+        self._marks.hold(slot)
+
+    def carry(self, slot: Slot) -> None:
+        """Copy a slot from the last generation (accumulated state stays where it is)."""
+        self.begin(slot)
+        self._copy(slot)
+        self.hold(slot)
+
+    def _copy(self, slot: Slot) -> None:
+        here = self._populate(slot)
+        if here is not None:
+            self._opened()[here] = self._last_segment()[here]
+
+    def _populate(self, slot: Slot) -> slice | None:
+        """Where a slot lies in the segment; None for one that lies in accumulated state."""
+        bounds = self.accumulator(slot[0]).slot_range(slot[1])
+        if bounds is None:
+            return None
+        start = self._layout.ranges[slot[0]].start
+        return slice(start + bounds[0], start + bounds[1])
+
+    def read(self, slots: Iterable[Slot]) -> Bytes:
+        """The contents of slots, one after the other, on the host: what travels to another node."""
+        return np.concatenate([self._content(slot) for slot in slots])
+
+    def write(self, slots: Iterable[Slot], contents: Bytes) -> None:
+        """Overwrite slots with what `read` of the same slots gave on another node."""
+        position = 0
+        for slot in slots:
+            accumulator = self.accumulator(slot[0])
+            end = position + accumulator.slot_nbytes(slot[1])
+            if end > contents.size:
+                break
+            self.begin(slot)
+            accumulator.write_slot(slot[1], contents[position:end])
+            self.hold(slot)
+            position = end
+        else:
+            if position == contents.size:
+                return
+        raise SourceError("another node sent slots of other sizes")
+
+    def seal(self, tensors: Iterable[int]) -> None:
+        """Bring tensors up to date with their accumulated state."""
+        assert self._marks is not None
+        for tensor in tensors:
+            self.accumulator(tensor).finalize()
+            self._marks.seal(tensor)
+
+    def _close(self) -> None:
+        self._accumulators.clear()
+        self._segment = self._marks = None
+
+    def _content(self, slot: Slot) -> Bytes:
+        content = self.accumulator(slot[0]).read_slot(slot[1])
+        return np.ascontiguousarray(content).reshape(-1).view(np.uint8)
+
+    def _opened(self) -> Any:
+        assert self._segment is not None
+        return self._segment
