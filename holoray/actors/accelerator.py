@@ -13,8 +13,11 @@ from holoray.kernels.nccl import NcclCommunicators
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """Pickles. `make_device` is called once in each worker, which sees no device but its own; `threads` decode there."""
+    """Pickles. `make_device` is called once in each worker, which sees no device but its own.
+
+    `threads`: how many decode in each worker; by default the CPUs of the cluster are shared out.
+    """
 
     make_device: Callable[[], Device] = CudaDevice
     communicators: Communicators = field(default_factory=NcclCommunicators)
-    threads: int = 1
+    threads: int | None = None

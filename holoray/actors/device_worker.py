@@ -26,7 +26,7 @@ class DeviceWorker(Worker):
 
     @property
     def threads(self) -> int:
-        return self._accelerator.threads
+        return self._accelerator.threads or 1
 
     def _make_memory(self, manifest: Manifest) -> DeviceMemory:
         self._device_memory = DeviceMemory(manifest, self._accelerator.make_device())

@@ -10,6 +10,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -93,6 +94,8 @@ def warm_up(
         count = cpus if session.private_dir else workers
         if accelerator is not None:
             count = check_gpus(workers)
+            threads = accelerator.threads or max(1, remote.cluster_cpus() // remote.cluster_gpus())
+            accelerator = replace(accelerator, threads=threads)
         return WarmModel(
             sealed, targets, session, count, started, metrics_port, on_generation, policy or Policy(), accelerator
         )

@@ -303,8 +303,10 @@ def load(
 def warmup(
     stores: SourcePaths = None,
     workers: Annotated[
-        int | None, typer.Option(help="Worker actors; default: one a CPU, also of nodes that join a cluster later.")
+        int | None,
+        typer.Option(help="Worker actors; default: one a CPU, also of nodes that join a cluster later; one a GPU."),
     ] = None,
+    device: Annotated[str, typer.Option(help="Where weights go: cpu, or cuda for every GPU of the cluster.")] = "cpu",
     quality: Annotated[
         list[float] | None, typer.Option(help="Publish a generation at this quality (repeatable).")
     ] = None,
@@ -324,6 +326,8 @@ def warmup(
 ) -> None:
     """Warm a model up on Ray: usable generations first, exact at the end."""
     out = _begin(json, quiet)
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device {device}", hint="cpu or cuda")
     from holoray.cli.sources import places
     from holoray.cli.views import generation_table
     from holoray.cli.warmup import run_warmup
@@ -338,6 +342,7 @@ def warmup(
         metrics_port=metrics_port,
         patience_s=patience,
         expect=expect,
+        device=device,
     )
     out.result(
         values,

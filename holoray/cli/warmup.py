@@ -32,9 +32,11 @@ def run_warmup(
     metrics_port: int | None,
     patience_s: float | None,
     expect: str | None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """Warm up to the last quality; returns what `holoray warmup --json` prints."""
+    """Warm up to the last quality; returns what `holoray warmup --json` prints. `device`: cpu or cuda."""
     _quiet_ray()
+    from holoray.actors.accelerator import Accelerator
     from holoray.actors.roster import Policy
     from holoray.actors.warm_model import warm_up
 
@@ -66,6 +68,7 @@ def run_warmup(
                 metrics_port=metrics_port,
                 on_generation=on_generation,
                 policy=policy,
+                accelerator=Accelerator() if device == "cuda" else None,
             ) as model,
         ):
             if metrics_port is not None and not out.json and not out.quiet and model.metrics_url:

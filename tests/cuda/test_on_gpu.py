@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -48,3 +53,23 @@ def test_staged_copies_on_borrowed_streams_arrive() -> None:
     cupy.cuda.Device().synchronize()
     assert [int(target.min()) for target in targets] == [int(target.max()) for target in targets] == list(range(1, 9))
     assert staging.stats.in_flight_bytes == staging.stats.borrowed_bytes == 0
+
+
+def test_a_segment_is_opened_by_another_process(tmp_path: Path) -> None:
+    """CUDA IPC: what one process writes into its segment another one reads, without a copy through the host."""
+    device = CudaDevice()
+    segment = device.segment(1 << 20)
+    expected = np.arange(1 << 20, dtype=np.uint8)
+    segment.set(expected)
+    device.synchronize()
+    code = (
+        "import sys, numpy as np\n"
+        "from holoray.kernels.cuda.device import CudaDevice\n"
+        "device = CudaDevice()\n"
+        "seen = device.download(device.attach(bytes.fromhex(sys.argv[1]), 1 << 20))\n"
+        "np.save(sys.argv[2], seen)\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", code, device.share(segment).hex(), str(tmp_path / "seen.npy")]
+    subprocess.run(command, check=True, timeout=100, env=os.environ | {"PYTHONPATH": path})
+    assert np.array_equal(np.load(tmp_path / "seen.npy"), expected)

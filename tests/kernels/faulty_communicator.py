@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import os
+import signal
 import threading
 from typing import Any
 
@@ -13,6 +15,8 @@ from holoray.kernels.communicator import Communicator, Reduction
 class Fault(enum.Enum):
     DIES = "dies"
     """Leaves the group without a word, and fails."""
+    IS_KILLED = "is killed"
+    """Its process ends by SIGKILL."""
     HANGS = "hangs"
     """Does nothing until it is told to stop."""
 
@@ -29,6 +33,8 @@ class FaultyCommunicator:
         self.calls += 1
         if self.calls <= self.at:
             return self.inner.all_reduce(array)
+        if self.fault is Fault.IS_KILLED:
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.fault is Fault.HANGS:
             assert self.stop.wait(60)
         self.inner.close()

@@ -124,7 +124,7 @@ def test_a_part_with_no_holder_or_two_is_refused(holders: int) -> None:
 
 
 @pytest.mark.fault("collective-lost")
-@pytest.mark.parametrize("fault", list(Fault))
+@pytest.mark.parametrize("fault", [Fault.DIES, Fault.HANGS])
 @pytest.mark.parametrize("victim", [0, 1, 2])
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_a_member_that_fails_at_any_sum_ends_it_for_all(fault: Fault, victim: int, at: int) -> None:

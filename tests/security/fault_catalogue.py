@@ -61,6 +61,7 @@ CATALOGUE: Final = (
     # -- actors ---------------------------------------------------------------------------------------------
     Fault("worker-killed", "a worker that dies or hangs", "its unfinished tasks are redone; the same bits"),
     Fault("coordinator-killed", "the coordinator dies", "it is restarted and asks the nodes what they hold"),
+    Fault("collective-lost", "a device fails while all combine", "the others are told; slots then travel one by one"),
     Fault("node-lost", "a node goes", "only what no other node holds is read again"),
     Fault("stale-answer", "late or repeated answers of the dead", "refused by their epoch"),
     Fault("no-workers", "nobody left to work", "the last generation stays usable, `WorkerLostError` after a deadline"),
