@@ -6,11 +6,12 @@ import threading
 from typing import Any
 
 from holoray.actors.device_memory import DeviceMemory
-from holoray.actors.messages import Assign
+from holoray.actors.messages import Assign, Group, Slot
 from holoray.actors.worker import Bytes, JobSpec, Worker
 from holoray.errors import UsageError
+from holoray.kernels import registry
 from holoray.kernels.combine import combine
-from holoray.kernels.registry import DEVICE_ACCUMULATORS
+from holoray.kernels.communicator import Communicator
 from holoray.manifest import Manifest
 from holoray.pipelines.meter import Tally, stage
 
@@ -50,31 +51,37 @@ class DeviceWorker(Worker):
         return self._device_memory.fetch(generation, tensor)
 
     def _combine(self, reign: int, task: Assign, ticket: bytes) -> None:
-        group, memory = task.group, self._device_memory
+        group = task.group
         assert group is not None
-        stop = self._stop(reign, group.number)
-        mine = [owner == task.rank for owner in group.owners]
-        if not all(memory.holds(slot) for slot, own in zip(group.slots, mine, strict=True) if own):
-            raise UsageError("this device is to contribute slots that it does not hold")
-        taken = set(task.slots)
-        parts = [memory.part(slot) for slot in group.slots]
         tally = Tally()
         with stage(tally, "combine"):
             communicator = self._accelerator.communicators.join(
-                ticket, rank=task.rank, size=group.size, device=memory.device, stop=stop
+                ticket,
+                rank=task.rank,
+                size=group.size,
+                device=self._device_memory.device,
+                stop=self._stop(reign, group.number),
             )
             try:
-                for slot in task.slots:
-                    memory.begin(slot)
-                wanted = [slot in taken for slot in group.slots]
-                for done in combine(parts, mine, wanted, communicator, memory.device):
-                    for index in done:
-                        if wanted[index]:
-                            memory.hold(group.slots[index])
-                            self._combined_bytes += parts[index].nbytes
+                self._exchange(group, task.rank, set(task.slots), communicator)
             finally:
-                communicator.close()
+                communicator.close()  # also where something is wrong here: the others then need not wait
         self._meter.add(tally)
+
+    def _exchange(self, group: Group, rank: int, taken: set[Slot], communicator: Communicator) -> None:
+        memory = self._device_memory
+        mine = [owner == rank for owner in group.owners]
+        if not all(memory.holds(slot) for slot, own in zip(group.slots, mine, strict=True) if own):
+            raise UsageError("this device is to contribute slots that it does not hold")
+        for slot in taken:
+            memory.begin(slot)
+        parts = [memory.part(slot) for slot in group.slots]
+        wanted = [slot in taken for slot in group.slots]
+        for done in combine(parts, mine, wanted, communicator, memory.device):
+            for index in done:
+                if wanted[index]:
+                    memory.hold(group.slots[index])
+                    self._combined_bytes += parts[index].nbytes
 
     def _stop(self, reign: int, group: int) -> threading.Event:
         """The event that ends this worker's part in a group; an abort may come before the group's task."""
@@ -86,9 +93,9 @@ class DeviceWorker(Worker):
 def check_codecs(manifest: Manifest) -> None:
     """Raise UsageError for a store with tensors that no device accumulates."""
     for entry in manifest.tensors:
-        if entry.codec not in DEVICE_ACCUMULATORS:
+        if entry.codec not in registry.DEVICE_ACCUMULATORS:
             raise UsageError(
                 f"{entry.codec} tensors are not accumulated on a device",
-                hint=f"codecs on a device: {', '.join(DEVICE_ACCUMULATORS)}; or warm up without --device",
+                hint=f"codecs on a device: {', '.join(registry.DEVICE_ACCUMULATORS)}; or warm up without --device",
                 tensor=entry.name,
             )

@@ -20,7 +20,7 @@ from holoray.actors.marks import Marks
 from holoray.actors.messages import Holdings, Slot
 from holoray.actors.segment import NodeMemory, attach_weights, weights_layout
 from holoray.actors.shared_memory import attach, create_or_attach
-from holoray.actors.slot_memory import ALIGNMENT, Layout
+from holoray.actors.slot_memory import ALIGNMENT, Layout, SlotMemory
 from holoray.errors import CapacityError, SourceError
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.plan import Unit
@@ -36,16 +36,16 @@ def names() -> Iterator[Names]:
 
 
 class InPlace:
-    """A pipeline destination over a node's memory."""
+    """A pipeline destination over a worker's memory."""
 
-    def __init__(self, memory: NodeMemory) -> None:
+    def __init__(self, memory: SlotMemory) -> None:
         self.open = memory.accumulator
 
     def close(self, tensor: int) -> None:
         pass
 
 
-def ingest(sealed: SealedStore, memory: NodeMemory, generation: int, work: tuple[Unit, ...]) -> None:
+def ingest(sealed: SealedStore, memory: SlotMemory, generation: int, work: tuple[Unit, ...]) -> None:
     memory.make(generation)
     for unit in work:
         memory.prepare(unit)
@@ -57,7 +57,7 @@ def unchanged(goal: Goal) -> list[Slot]:
     return sorted(set(goal.whole) - {(u.tensor, u.slot) for u in goal.new})
 
 
-def seal(sealed: SealedStore, memory: NodeMemory) -> None:
+def seal(sealed: SealedStore, memory: SlotMemory) -> None:
     memory.seal(i for i, codec in enumerate(sealed.manifest.codecs) if needs_sealing(codec))
 
 

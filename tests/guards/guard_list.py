@@ -183,4 +183,27 @@ STATE: Final = (
     Guard("actors/state.py", "if len(worker.flying) <= depth and", "if", _STATE + "test_workers_pull_two_tasks_at_a_time"),
 )  # fmt: skip
 
-GUARDS: Final = (*INTEGRITY, *MANIFEST, *PAYLOADS, *WRITING, *QUANTISED, *STATE)
+_COMBINE = "kernels/test_combine.py::"
+_DEVICE = "actors/test_device_memory.py::"
+
+DEVICES: Final = (
+    Guard("kernels/combine.py", "    if wrong.size:", "    if False:", _COMBINE + "test_a_part_with_no_holder_or_two_is_refused"),
+    Guard("kernels/combine.py", "        memory[...] = 0\n", "", _COMBINE + "test_every_member_gets_every_part"),
+    Guard("kernels/combine.py", "            if mine[index]:", "            if True:", _COMBINE + "test_every_member_gets_every_part"),
+    Guard("kernels/host_communicator.py", "secrets.compare_digest(said, secret)", "True", _COMBINE + "test_strangers_do_not_join"),
+    Guard("kernels/host_communicator.py", "if wire.take(_HEADER.size, patience) != header:", "if not wire.take(_HEADER.size, patience):", _COMBINE + "test_floats_and_mismatched_arrays_are_refused"),
+    Guard("kernels/communicator.py", "if self.stop.is_set():", "if False:", _COMBINE + "test_who_waits_in_vain_gives_up"),
+    Guard("kernels/communicator.py", "if np.dtype(array.dtype).name not in UNSIGNED or", "if", _COMBINE + "test_floats_and_mismatched_arrays_are_refused"),
+    Guard("actors/device_worker.py", "if not all(memory.holds(slot)", "if False and not all(memory.holds(slot)", _DEVICE + "test_what_is_not_held_is_not_contributed"),
+    Guard("actors/device_worker.py", "self._stop(reign, group).set()", "pass", _DEVICE + "test_an_abort_that_overtakes_its_task_ends_it"),
+    Guard("actors/device_memory.py", "            accumulator.combine(self._before.pop(tensor))", "            self._before.pop(tensor)", _DEVICE + "test_refining_generation_after_generation"),
+    Guard("actors/device_worker.py", "if entry.codec not in registry.DEVICE_ACCUMULATORS:", "if False:", _DEVICE + "test_codecs_that_no_device_has_are_refused_first"),
+    Guard("actors/state.py", "        if group.number in self._broken:\n            return", "", _STATE + "test_a_broken_group_is_told_and_slots_travel_one_by_one"),
+    Guard("actors/state.py", "                self._say(Abort(name, group.number))", "                pass", _STATE + "test_a_broken_group_is_told_and_slots_travel_one_by_one"),
+    Guard("actors/state.py", "self._collective and not self._broken and", "self._collective and", _STATE + "test_a_broken_group_is_told_and_slots_travel_one_by_one"),
+    Guard("actors/state.py", "self._now - since > self.policy.combine_timeout_s", "False", _STATE + "test_a_broken_group_is_told_and_slots_travel_one_by_one"),
+    Guard("actors/state.py", "        if not isinstance(error, HolorayError):\n            self._give_up(error)", "", _STATE + "test_a_bug_in_combining_is_not_hidden"),
+    Guard("actors/state.py", "return len(manned) >= self._expected if self.home is None else self.home in manned", "return True if self.home is None else self.home in manned", _STATE + "test_a_device_that_never_comes_ends_the_warm_up"),
+)  # fmt: skip
+
+GUARDS: Final = (*INTEGRITY, *MANIFEST, *PAYLOADS, *WRITING, *QUANTISED, *STATE, *DEVICES)

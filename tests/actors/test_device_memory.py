@@ -1,0 +1,159 @@
+"""A worker's device: what lies on it generation after generation, and its part in a group; without Ray."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from device_warming import make_device, register
+from on_cpu import CpuDevice
+from test_segment import assert_same, ingest, seal, unchanged
+
+import holoray
+from holoray.actors import watchdog
+from holoray.actors.accelerator import Accelerator
+from holoray.actors.device_memory import DeviceMemory
+from holoray.actors.device_worker import DeviceWorker, check_codecs
+from holoray.actors.goals import goals
+from holoray.actors.locks import new_job, remove_job
+from holoray.actors.messages import Assign, Group, Kind, Slot
+from holoray.actors.published import SharedWeights, open_weights
+from holoray.actors.worker import JobSpec, Report
+from holoray.errors import SourceError, UsageError, WorkerLostError
+from holoray.kernels import device_accumulators, planes_launch, registry
+from holoray.kernels.host_communicator import HostCommunicators
+from holoray.pipelines.sealed_store import SealedStore
+from holoray.tensor import Array
+
+
+@pytest.fixture(autouse=True)
+def twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "DEVICE_ACCUMULATORS", dict(registry.DEVICE_ACCUMULATORS))
+    monkeypatch.setitem(vars(device_accumulators), "launch", planes_launch.launch)
+    monkeypatch.setattr(watchdog, "watch_job", lambda names: None)
+    register()
+
+
+def contents(sealed: SealedStore, memory: DeviceMemory, generation: int) -> dict[str, Array]:
+    """As a consumer on the device sees them."""
+    shared = SharedWeights("w0", "n", 1, generation, memory.share(generation))
+    found = open_weights(sealed.manifest, shared, CpuDevice(None))
+    return {t.name: found[t.name].view(t.spec.numpy_dtype) for t in sealed.manifest.tensors}
+
+
+def test_refining_generation_after_generation(sealed: SealedStore) -> None:
+    """State goes on, the last generation stays as it was published, and the one before goes."""
+    memory = DeviceMemory(sealed.manifest, CpuDevice(None))
+    reference, before = holoray.open(sealed.store), None
+    for number, goal in enumerate(goals(sealed.manifest, (0.5, 0.9, 0.99, 1.0)), start=1):
+        ingest(sealed, memory, number, goal.new)
+        for slot in unchanged(goal):
+            memory.carry(slot)
+        seal(sealed, memory)
+        survey = memory.survey(number)
+        assert survey.making.slots == set(goal.whole)
+        assert_same(contents(sealed, memory, number), reference.load(quality=goal.quality))
+        if before is not None:
+            assert_same(contents(sealed, memory, number - 1), before)
+        before = {name: array.copy() for name, array in contents(sealed, memory, number).items()}
+        memory.retire(number - 1)
+        with pytest.raises(SourceError, match="not on this device"):
+            memory.share(number - 1)
+
+
+def test_a_slot_done_again_is_overwritten_wholly(sealed: SealedStore) -> None:
+    """Whatever a broken sum, or a failed task, left in the generation in the making."""
+    first, last = goals(sealed.manifest, (0.9, 1.0))
+    memory = DeviceMemory(sealed.manifest, CpuDevice(None))
+    ingest(sealed, memory, 1, first.new)
+    memory.make(2)
+    memory.device.attach(memory.share(2), memory._layout.nbytes)[:] = 0xA5
+    for _ in range(2):
+        ingest(sealed, memory, 2, last.new)
+    for slot in unchanged(last):
+        memory.carry(slot)
+    seal(sealed, memory)
+    assert_same(contents(sealed, memory, 2), sealed.load())
+
+
+# -- groups -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spec(sealed: SealedStore) -> Iterator[JobSpec]:
+    job = new_job()
+    accelerator = Accelerator(make_device, HostCommunicators(20.0))
+    yield JobSpec(job, sealed.store, sealed.root, strict=False, accelerator=accelerator)
+    remove_job(job)
+
+
+def make_worker(spec: JobSpec, sealed: SealedStore, name: str) -> DeviceWorker:
+    worker = DeviceWorker(spec, name, "node", np.frombuffer(sealed.manifest.encoded, np.uint8))
+    hello = worker.hello()
+    assert hello.error is None
+    assert hello.node == f"{name}@node", "a device is a node of its own"
+    return worker
+
+
+def run_group(workers: list[DeviceWorker], group: Group, slots: list[tuple[Slot, ...]]) -> list[Report]:
+    ticket = workers[0].ticket(0)
+    reports: list[Report] = [Report()] * len(workers)
+
+    def run(rank: int) -> None:
+        task = Assign(Kind.COMBINE, f"w{rank}", 9, 1, slots=slots[rank], group=group, rank=rank)
+        reports[rank] = workers[rank].do(0, task, ticket=ticket)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(workers))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return reports
+
+
+def test_two_halves_become_two_wholes(spec: JobSpec, sealed: SealedStore) -> None:
+    (goal,) = goals(sealed.manifest, (1.0,))
+    workers = [make_worker(spec, sealed, f"w{rank}") for rank in range(2)]
+    order = tuple(goal.whole)
+    owners = tuple(i % 2 for i in range(len(order)))
+    for rank, worker in enumerate(workers):
+        units = tuple(goal.whole[slot] for slot, owner in zip(order, owners, strict=True) if owner == rank)
+        assert worker.do(0, Assign(Kind.INGEST, f"w{rank}", 1, 1, units=units)).error is None
+    slots = [tuple(s for s, owner in zip(order, owners, strict=True) if owner != rank) for rank in range(2)]
+    reports = run_group(workers, Group(3, 2, order, owners), slots)
+    assert [report.error for report in reports] == [None, None]
+    for worker in workers:
+        memory = worker._device_memory
+        assert memory.survey(1).making.slots == set(order)
+        seal(sealed, memory)
+        assert_same(contents(sealed, memory, 1), sealed.load())
+
+
+@pytest.mark.fault("collective-lost")
+def test_an_abort_that_overtakes_its_task_ends_it(spec: JobSpec, sealed: SealedStore) -> None:
+    (goal,) = goals(sealed.manifest, (1.0,))
+    workers = [make_worker(spec, sealed, f"w{rank}") for rank in range(2)]
+    slot = next(iter(goal.whole))
+    assert workers[0].do(0, Assign(Kind.INGEST, "w0", 1, 1, units=(goal.whole[slot],))).error is None
+    for worker in workers:
+        worker.abort(0, 3)
+    reports = run_group(workers, Group(3, 2, (slot,), (0,)), [(), (slot,)])
+    assert all(isinstance(report.error, WorkerLostError) for report in reports)
+    reports = run_group(workers, Group(4, 2, (slot,), (0,)), [(), (slot,)])
+    assert [report.error for report in reports] == [None, None], "another group is not concerned"
+
+
+def test_what_is_not_held_is_not_contributed(spec: JobSpec, sealed: SealedStore) -> None:
+    worker = make_worker(spec, sealed, "w0")
+    slot = next(iter(goals(sealed.manifest, (1.0,))[0].whole))
+    (report,) = run_group([worker], Group(3, 1, (slot,), (0,)), [()])
+    assert isinstance(report.error, UsageError)
+
+
+def test_codecs_that_no_device_has_are_refused_first(sealed: SealedStore) -> None:
+    check_codecs(sealed.manifest)
+    del registry.DEVICE_ACCUMULATORS["lowrank"]
+    with pytest.raises(UsageError, match="lowrank tensors are not accumulated on a device"):
+        check_codecs(sealed.manifest)
