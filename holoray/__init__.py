@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 from holoray.version import __version__
 
 if TYPE_CHECKING:
+    from holoray.actors.accelerator import Accelerator as Accelerator
+    from holoray.actors.published import SharedWeights as SharedWeights
+    from holoray.actors.published import open_weights as open_weights
     from holoray.actors.warm_model import WarmModel as WarmModel
     from holoray.actors.warm_model import warm_up as warm_up
     from holoray.errors import CapacityError as CapacityError
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
     from holoray.tensor import TensorSpec as TensorSpec
 
 _HOMES: Final = {
+    "Accelerator": "actors.accelerator",
     "CapacityError": "errors",
     "CurvePoint": "pipelines.curve",
     "DeadlineError": "errors",
@@ -94,6 +98,7 @@ _HOMES: Final = {
     "SourceError": "errors",
     "ShareSet": "stores",
     "ShareTarget": "stores",
+    "SharedWeights": "actors.published",
     "Shares": "stores",
     "SourcePool": "pipelines.source_pool",
     "SourceSpec": "pipelines.open_sources",
@@ -111,6 +116,7 @@ _HOMES: Final = {
     "encode_tensor": "pipelines.tensor_codec",
     "open": "pipelines.api",
     "open_shares": "stores",
+    "open_weights": "actors.published",
     "read_sources": "pipelines.open_sources",
     "repair": "pipelines.repair",
     "serve": "pipelines.serve",

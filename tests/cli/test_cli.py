@@ -312,6 +312,14 @@ def test_warmup_errors(store: Path, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.ray
+def test_a_warmup_on_gpus_says_where_there_are_none(store: Path) -> None:
+    done = run("warmup", store, "--device", "cuda", env={"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 5, done.stderr
+    assert "Ray knows of 0 GPUs here, and 1 are needed" in done.stderr
+    assert "holoray doctor" in done.stderr
+
+
 def test_options_of_the_transforms(checkpoint: Path, tmp_path: Path) -> None:
     options = ("--essential", 0.2, "--rank", 90, "--energy", 0.99, "--coefficients", "float16", "--fragments", 4)
     patterns = ("--pattern", "*.0.mlp.*=lowrank", "--pattern", "*.attention.*=projection", "--pattern", "embed.*=auto")
