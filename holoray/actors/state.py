@@ -203,6 +203,8 @@ class Brain:
         """Queue a task again, at the front; or give up: after some tries, or at once where trying is vain."""
         if task.group is not None:
             self._break_up(task.group, error)
+            if worker in self._workers:  # some buckets may have arrived before
+                self._nodes[task.node].queue.append(Task(Kind.SURVEY, task.node))
             return
         transient = isinstance(error, SourceError | IntegrityError | WorkerLostError)
         if not transient or task.attempts + 1 >= self.policy.max_attempts:

@@ -27,6 +27,8 @@ class Meetings:
         self._world = world
         self._present: dict[Key, dict[int, tuple[str, Assign]]] = {}
         self._left: set[Key] = set()
+        self._sent: dict[Key, Segment] = {}
+        """What the members of a group have begun to exchange."""
         self._aborted: set[tuple[str, Key]] = set()
         self.combined = self.broken = 0
 
@@ -55,7 +57,7 @@ class Meetings:
         assert task.rank not in present, "group: two members of one rank"
         present[task.rank] = name, task
         if len(present) == group.size and all(world.workers[other].alive for other, _ in present.values()):
-            contents = self._contents(present)
+            contents = self._sent[key] = self._contents(present)
             for other, own in present.values():
                 world._at(world.rng.expovariate(4.0), partial(self._end, other, own, reign, contents))
 
@@ -92,8 +94,12 @@ class Meetings:
         if not self._is_at(name, task):
             return
         assert task.group is not None
-        self._left.add((reign, task.group.number))
+        key = reign, task.group.number
+        self._left.add(key)
         self.broken += 1
+        if key in self._sent:  # some buckets were complete
+            segment = self._world.segments[self._world.workers[name].node][task.generation]
+            segment.update({slot: self._sent[key][slot] for slot in task.slots if self._world.rng.random() < 0.5})
         fate = self._world.rng.random()
         self._world.answer_failed(
             name, task, reign, WorkerLostError("a peer is gone") if fate < 0.5 else SourceError("?")

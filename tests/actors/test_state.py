@@ -518,7 +518,7 @@ def test_devices_combine_at_once_and_each_slot_has_one_contributor() -> None:
     assert group is not None
     assert group.size == 3
     for task in combines:
-        own = {slot for slot, rank in zip(group.slots, group.owners, strict=True) if rank == task.rank}
+        own = own_slots(task)
         assert own.isdisjoint(task.slots)
         assert own | set(task.slots) == set(group.slots)
     asked = [c for task in combines for c in machine.handle(TaskDone(2.0, task.worker, task.epoch))]
@@ -547,15 +547,33 @@ def test_a_broken_group_is_told_and_slots_travel_one_by_one(how: str) -> None:
         (survey,) = first_assignments(machine.handle(WorkerJoined(8.0, "w9", "d9")), Kind.SURVEY)
         machine.handle(NodeLost(8.0, "d0"))
         said = machine.handle(TaskDone(8.0, "w9", survey.epoch, Survey()))
-    asked: list[Assign] = []
+    asked = [command for command in said if isinstance(command, Assign)]
     for task in combines:
         lost = WorkerLostError("told to stop")
         asked += [c for c in machine.handle(TaskFailed(9.0, task.worker, task.epoch, lost)) if isinstance(c, Assign)]
-    while any(task.kind is Kind.INGEST for task in asked):
+    had = {t.worker: own_slots(t) for t in combines}
+    arrived = others[0].slots[0]  # in a bucket that was whole
+    surveyed, transfers = set[str](), list[Assign]()
+    while asked:
         task = asked.pop(0)
-        asked += [c for c in machine.handle(TaskDone(9.0, task.worker, task.epoch)) if isinstance(c, Assign)]
-    assert asked
-    assert {task.kind for task in asked} == {Kind.TRANSFER}
+        found: Survey | None = None
+        if task.kind is Kind.SURVEY:
+            surveyed.add(task.worker)
+            here = had[task.worker] | ({arrived} if task.worker == others[0].worker else set())
+            found = Survey(making=Holdings(frozenset(here)))
+        elif task.kind is Kind.TRANSFER:
+            transfers.append(task)
+            continue
+        asked += [c for c in machine.handle(TaskDone(9.0, task.worker, task.epoch, found)) if isinstance(c, Assign)]
+    assert surveyed == {task.worker for task in combines if how != "dies" or task is not first}
+    assert transfers
+    assert all(arrived not in task.slots for task in transfers if task.worker == others[0].worker)
+
+
+def own_slots(task: Assign) -> set[Slot]:
+    """What a member of a group contributes."""
+    assert task.group is not None
+    return {slot for slot, rank in zip(task.group.slots, task.group.owners, strict=True) if rank == task.rank}
 
 
 def test_a_bug_in_combining_is_not_hidden() -> None:
