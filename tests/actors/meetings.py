@@ -59,7 +59,7 @@ class Meetings:
         if len(present) == group.size and all(world.workers[other].alive for other, _ in present.values()):
             contents = self._sent[key] = self._contents(present)
             for other, own in present.values():
-                world._at(world.rng.expovariate(4.0), partial(self._end, other, own, reign, contents))
+                world._at(world.rng.expovariate(0.7), partial(self._end, other, own, reign, contents))
 
     def _contents(self, present: dict[int, tuple[str, Assign]]) -> Segment:
         """Every slot as its one contributor has it."""
