@@ -53,7 +53,7 @@ class Communicators(Protocol):
     """No join and no reduction takes longer."""
 
     def ticket(self) -> bytes:
-        """What all members of a new group join with; of the process that becomes its rank 0, which joins last or not.
+        """What all members of a new group join with; made by the process that becomes its rank 0.
 
         Raises DeviceError where the library is missing.
         """
