@@ -23,6 +23,12 @@ def cupy() -> Any:
         raise DeviceError(f"CuPy cannot be imported: {error}", hint=INSTALL_HINT) from None
 
 
+def fft() -> Any:
+    """The module `cupyx.scipy.fft`; raises DeviceError where CuPy is missing."""
+    cupy()
+    return importlib.import_module("cupyx.scipy.fft")
+
+
 def nccl() -> Any:
     """The module `cupy.cuda.nccl`; raises DeviceError where CuPy has none."""
     cupy()

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 
 from holoray.kernels.cuda.source import MODULES, source
 from holoray.kernels.device import Geometry
@@ -95,6 +96,12 @@ class CpuDevice:
         divergent = door(grid, block, ctypes.c_size_t(geometry.shared_bytes), pointers)
         assert not divergent, f"threads of a block met different numbers of barriers in {kernel}"
         self.launches.append((kernel, geometry))
+
+    def matmul(self, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return self.upload(a @ b)
+
+    def inverse_dct(self, coefficients: npt.NDArray[Any], axes: tuple[int, int]) -> npt.NDArray[Any]:
+        return self.upload(scipy.fft.idctn(coefficients, type=2, axes=axes, norm="ortho", workers=1))
 
     def synchronize(self) -> None:
         """Launches are done when they return."""

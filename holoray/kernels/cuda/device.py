@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,8 @@ class CudaDevice:
         self._modules: dict[str, Any] = {}
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
-        try:
-            with self._device:
-                return self._cupy.zeros(shape, dtype)
-        except self._cupy.cuda.memory.OutOfMemoryError as error:
-            raise CapacityError(f"no room on {self._device}: {error}", hint="free memory there, or load less") from None
+        with self._device, self._room():
+            return self._cupy.zeros(shape, dtype)
 
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
@@ -54,9 +52,26 @@ class CudaDevice:
                 function.max_dynamic_shared_size_bytes = geometry.shared_bytes
             function((geometry.grid,), (geometry.block,), tuple(arguments), shared_mem=geometry.shared_bytes)
 
+    def matmul(self, a: Any, b: Any) -> Any:
+        with self._device, self._room():
+            return self._cupy.matmul(a, b)
+
+    def inverse_dct(self, coefficients: Any, axes: tuple[int, int]) -> Any:
+        with self._device, self._room():
+            weights = xp.fft().idctn(coefficients, type=2, axes=axes, norm="ortho")
+            # The library hands out whatever order of axes its last transform left.
+            return self._cupy.ascontiguousarray(weights, self._cupy.float32)
+
     def synchronize(self) -> None:
         with self._device:
             self._cupy.cuda.get_current_stream().synchronize()
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
+        except self._cupy.cuda.memory.OutOfMemoryError as error:
+            raise CapacityError(f"no room on {self._device}: {error}", hint="free memory there, or load less") from None
 
     def _module(self, name: str) -> Any:
         if name not in self._modules:

@@ -10,6 +10,7 @@ from holoray.errors import UsageError
 
 MODULES: Final = {
     "cast": ("common.cuh", "cast.cu"),
+    "deal": ("common.cuh", "deal.cu"),
     "dequant": ("common.cuh", "dequant.cu"),
     "rotation": ("common.cuh", "rotation.cu"),
     "dct": ("common.cuh", "dct.cu"),
