@@ -1,7 +1,7 @@
 """`spectral`, `projection` and `lowrank` on a device: shares lie there as they came, weights are made there.
 
-A slot's numbers are one stretch of the state, float32, so that a share is copied (and widened) to where it stays, in any
-order; only `finalize` deals all of them back to their places. The essential part stays on the host, which checks it.
+A slot's numbers are one stretch of the state, float32: a share is copied, and widened, to where it stays, in any order,
+and only `finalize` deals all of them back to their places. The essential part stays on the host, which checks it.
 """
 
 from __future__ import annotations

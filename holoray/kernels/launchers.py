@@ -163,7 +163,8 @@ def inverse_dct(device: Device, coefficients: Any, out: Any, exponent: int, tile
         *(_address(device, table) for table in tables),
         *_finish(kind, exponent),
     )
-    geometry = Geometry(-(-rows // tile) * -(-columns // tile), _THREADS, 8 * tile * tile)
+    threads = min(_THREADS, 32 * -(-tile * tile // 32))
+    geometry = Geometry(-(-rows // tile) * -(-columns // tile), threads, 8 * tile * tile)
     device.launch("dct", "inverse_dct", geometry, arguments)
 
 

@@ -12,32 +12,22 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from on_cpu import COMPILER, NO_COMPILER, CpuDevice, kernels, kernels_on_cpu
+from on_cpu import CpuDevice, kernels
 from planes_runs_of import Laid, layers_of
 
 from holoray.codecs import planes_layout as lay
+from holoray.codecs.dealing import MAX_FRAGMENTS, Deal
 from holoray.errors import UsageError
-from holoray.kernels import hadamard, launchers, planes_launch, rounding
+from holoray.kernels import dealing, hadamard, launchers, planes_launch, rounding
 from holoray.kernels.cuda.source import MODULES
 from holoray.kernels.device import Device, Geometry
 from holoray.kernels.spectral import inverse_tiles
 from holoray.tensor import DTYPES, Array
 
-ON_CPU = pytest.param("cpu", marks=pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER))
-ON_GPU = pytest.param("gpu", marks=pytest.mark.gpu)
 HOST = CpuDevice(None)
 SEED = st.integers(0, 2**32 - 1)
 DTYPE = st.sampled_from(("F32", "F16", "BF16"))
 few = settings(deadline=None, max_examples=12, derandomize=True)
-
-
-@pytest.fixture(scope="module", params=[ON_CPU, ON_GPU])
-def device(request: pytest.FixtureRequest) -> Device:
-    if request.param == "cpu":
-        return kernels_on_cpu()
-    from holoray.kernels.cuda.device import CudaDevice
-
-    return CudaDevice()
 
 
 def outputs(device: Device, shape: tuple[int, ...], dtype: str) -> tuple[Array, Any]:
@@ -78,6 +68,39 @@ def test_rotation_is_the_same_bit_for_bit(device: Device, size: int, seed: int) 
     hadamard.inverse(x, seed)
     launchers.inverse_rotation(device, got, seed)
     assert np.array_equal(bits(x), bits(device.download(got)))
+
+
+@few
+@given(
+    size=st.integers(1, 2000) | st.integers(1, 40_000),
+    fragments=st.integers(1, 40) | st.sampled_from((256, 257, MAX_FRAGMENTS)),
+    seed=st.integers(0, 2**63),
+)
+def test_shares_come_back_to_their_places(device: Device, size: int, fragments: int, seed: int) -> None:
+    """Beside the twin, which scatters one share after the other; every number is another one, so none is mistaken."""
+    deal = Deal(size, fragments, seed)
+    offsets = deal.offsets(np.random.default_rng(size).integers(0, fragments, deal.groups))
+    shares = [np.arange(deal.places(offsets, f).size, dtype=np.float32) + 65536 * f for f in range(fragments)]
+    expected = np.zeros(deal.padded, np.float32)
+    for fragment, share in enumerate(shares):
+        dealing.scatter(expected, share, deal, offsets, fragment)
+    starts = np.cumsum([0] + [share.size for share in shares[:-1]]).astype(np.uint64)
+    raster = device.zeros((size,), np.float32)
+    there = [device.upload(array) for array in (np.concatenate(shares), starts, offsets.astype(np.uint16))]
+    launchers.collect_shares(device, *there, deal, raster)
+    assert np.array_equal(expected[:size], device.download(raster))
+
+
+@few
+@given(size=st.integers(1, 3000), share=st.floats(0, 1), wide=st.booleans(), seed=SEED)
+def test_numbers_are_put_to_their_positions(device: Device, size: int, share: float, wide: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    positions = np.sort(rng.permutation(size)[: int(share * size)]).astype(np.uint64 if wide else np.uint32)
+    values, raster = (rng.standard_normal(n).astype(np.float32) for n in (positions.size, size))
+    got = device.upload(raster)
+    launchers.put_numbers(device, device.upload(positions), device.upload(values), got)
+    raster[positions] = values
+    assert np.array_equal(raster, device.download(got))
 
 
 @few
@@ -142,6 +165,13 @@ def test_what_does_not_fit_is_refused() -> None:
         launchers.store(device, device.zeros((9,), np.float32)[1:], np.zeros(8, np.float16), 0)
     with pytest.raises(UsageError, match="thread block"):
         launchers.inverse_dct(device, x.reshape(1, 8), x.reshape(1, 8), 0, launchers.MAX_TILE + 1)
+    deal, starts, offsets = Deal(8, 2, 0), np.zeros(2, np.uint64), np.zeros(1, np.uint16)
+    with pytest.raises(UsageError, match="8 were dealt"):
+        launchers.collect_shares(device, x[:7], starts, offsets, deal, x)
+    with pytest.raises(UsageError, match="vector of 1 uint16"):
+        launchers.collect_shares(device, x, starts, offsets.astype(np.int64), deal, x)
+    with pytest.raises(UsageError, match="vector of 8 uint32"):
+        launchers.put_numbers(device, np.zeros(8, np.int64), x, x)
     with pytest.raises(UsageError, match="cannot go"):
         planes_launch.kernels_for(3, 3)
     with pytest.raises(ValueError, match="impossible launch"):

@@ -54,7 +54,7 @@ class CudaDevice:
 
     def matmul(self, a: Any, b: Any) -> Any:
         with self._device, self._room():
-            return self._cupy.matmul(a, b)
+            return self._cupy.ascontiguousarray(self._cupy.matmul(a, b))
 
     def inverse_dct(self, coefficients: Any, axes: tuple[int, int]) -> Any:
         with self._device, self._room():
