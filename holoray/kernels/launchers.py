@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -28,6 +29,9 @@ _STRIPS_EACH: Final = 64
 """A block takes one strip after the other; many blocks, since a strip of 256 waits for its reads."""
 MAX_TILE: Final = 64
 """Two tiles of float32 must fit into the shared memory that every device gives unasked, 48 KiB."""
+_UNROLLED_TILES: Final = (8, 16, 32, 64)
+_WIDE: Final = 128
+"""Columns, and threads, of a block of dct_tiles.cu."""
 _ROTATION_THREADS: Final = 512
 _OUTPUTS: Final = {GPTQ: 64, AWQ: 128, INT8: 1}
 _INPUTS: Final = {GPTQ: 128, AWQ: 64, INT8: 8 * _THREADS}
@@ -154,18 +158,49 @@ def inverse_dct(device: Device, coefficients: Any, out: Any, exponent: int, tile
     rows, columns = out.shape
     if out.size == 0:
         return
-    tables = [device.upload(cosines(n)) for n in (tile, rows % tile, tile, columns % tile)]
-    ends = _address(device, coefficients), _address(device, out)
-    sizes = np.uint64(rows), np.uint64(columns), np.uint32(tile)
-    arguments: tuple[np.generic, ...] = (
-        *ends,
-        *sizes,
-        *(_address(device, table) for table in tables),
-        *_finish(kind, exponent),
-    )
-    threads = min(_THREADS, 32 * -(-tile * tile // 32))
-    geometry = Geometry(-(-rows // tile) * -(-columns // tile), threads, 8 * tile * tile)
-    device.launch("dct", "inverse_dct", geometry, arguments)
+    # Whole tiles of the usual sides have kernels of their own; what is left is a strip on the right and one below.
+    down, across = (rows - rows % tile, columns - columns % tile) if tile in _UNROLLED_TILES else (0, 0)
+    parts = _Parts(device, coefficients, out, columns, _finish(kind, exponent))
+    if down and across:
+        parts.whole_tiles(down, across, tile)
+    else:
+        down = across = 0
+    if across < columns:
+        parts.tiles(0, across, rows, columns - across, tile)
+    if down < rows and across:
+        parts.tiles(down, 0, rows - down, across, tile)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Launches of inverse DCTs on parts of one matrix whose rows are `pitch` long."""
+
+    device: Device
+    coefficients: Any
+    out: Any
+    pitch: int
+    finish: tuple[np.generic, ...]
+
+    def _ends(self, top: int, left: int) -> tuple[np.uint64, np.uint64]:
+        skipped = top * self.pitch + left
+        ends = ((_address(self.device, array), array.dtype.itemsize) for array in (self.coefficients, self.out))
+        first, second = (np.uint64(int(address) + skipped * width) for address, width in ends)
+        return first, second
+
+    def whole_tiles(self, rows: int, columns: int, tile: int) -> None:
+        """The part at the top left, which holds whole tiles."""
+        geometry = Geometry(rows // tile * -(-columns // _WIDE), _WIDE, 4 * tile * (_WIDE + 1))
+        sizes = np.uint64(columns), np.uint64(self.pitch)
+        self.device.launch("dct_tiles", f"inverse_dct_{tile}", geometry, (*self._ends(0, 0), *sizes, *self.finish))
+
+    def tiles(self, top: int, left: int, rows: int, columns: int, tile: int) -> None:
+        """A part that begins at a tile's corner, with the smaller tiles at its edges."""
+        tables = [self.device.upload(cosines(n)) for n in (tile, rows % tile, tile, columns % tile)]
+        sizes = np.uint64(rows), np.uint64(columns), np.uint64(self.pitch), np.uint32(tile)
+        places = [_address(self.device, table) for table in tables]
+        threads = min(_THREADS, 32 * -(-tile * tile // 32))
+        geometry = Geometry(-(-rows // tile) * -(-columns // tile), threads, 8 * tile * tile)
+        self.device.launch("dct", "inverse_dct", geometry, (*self._ends(top, left), *sizes, *places, *self.finish))
 
 
 @lru_cache(maxsize=256)

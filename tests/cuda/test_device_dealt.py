@@ -180,7 +180,8 @@ def test_small_tiles_are_ours_and_large_ones_the_librarys(device: Device) -> Non
         source = encoded(name, "BF16")
         weights(add(fresh(source[0], device), source, [0]), device)
         ran = {kernel for kernel, _ in device.launches}
-        assert {"inverse_dct", "cast_weights"} & ran == {"inverse_dct" if name in small else "cast_weights"}
+        assert ("cast_weights" in ran) == (name not in small)
+        assert any(kernel.startswith("inverse_dct") for kernel in ran) == (name in small)
 
 
 def test_a_codec_that_no_device_has_is_refused(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ def bits(array: Array) -> npt.NDArray[Any]:
 
 def test_every_kernel_is_run_here() -> None:
     own = {"cast_weights", "collect_shares", "inverse_dct", "inverse_rotation", "put_numbers"}
+    own |= {f"inverse_dct_{side}" for side in (8, 16, 32, 64)}
     here = own | {k for _, k in planes_launch.ORDER}
     in_test_dequant = {"dequantise_gptq", "dequantise_awq", "dequantise_int8"}
     assert {name for module in MODULES for name in kernels(module)} == here | in_test_dequant
@@ -105,7 +106,11 @@ def test_numbers_are_put_to_their_positions(device: Device, size: int, share: fl
 
 @few
 @given(
-    rows=st.integers(1, 40), columns=st.integers(1, 40), tile=st.sampled_from((1, 7, 16, 33)), dtype=DTYPE, seed=SEED
+    rows=st.integers(1, 80),
+    columns=st.integers(1, 80) | st.sampled_from((128, 144, 200)),
+    tile=st.sampled_from((1, 7, 33)) | st.sampled_from((8, 16, 32, 64)),
+    dtype=DTYPE,
+    seed=SEED,
 )
 def test_inverse_dct_is_scipys_within_rounding(
     device: Device, rows: int, columns: int, tile: int, dtype: str, seed: int
