@@ -13,6 +13,7 @@ def test_every_row_of_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(gpu, "REPEATS", 1)
     device = kernels_on_cpu()
     rows = [*gpu.finalizers(device, 4096), *gpu.quantised(device, 4096), *gpu.planes(device, 500)]
-    assert len(rows) == 10
+    rows += gpu.transforms(device, 4096)
+    assert len(rows) == 18
     for row in rows:
-        assert "GB/s" in row.line(gpu.copy_speed(device, 4096))
+        assert ("GB/s" in row.line(gpu.copy_speed(device, 4096))) == isinstance(row, gpu.Row)

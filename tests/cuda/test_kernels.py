@@ -88,7 +88,7 @@ def test_shares_come_back_to_their_places(device: Device, size: int, fragments: 
     starts = np.cumsum([0] + [share.size for share in shares[:-1]]).astype(np.uint64)
     raster = device.zeros((size,), np.float32)
     there = [device.upload(array) for array in (np.concatenate(shares), starts, offsets.astype(np.uint16))]
-    launchers.collect_shares(device, *there, deal, raster)
+    launchers.collect_shares(device, there[0], there[1], there[2], deal, raster)
     assert np.array_equal(expected[:size], device.download(raster))
 
 
