@@ -11,23 +11,28 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import zstandard
 
 from benchmarks.dequant import random_layer
 from holoray.codecs import get_codec
 from holoray.codecs.dealing import Deal
 from holoray.codecs.planes import PlanesCodec
 from holoray.codecs.planes_layout import RUN as RUN_WEIGHTS
+from holoray.compression import ZSTD, decompress
+from holoray.errors import DeviceError
 from holoray.formats.quantised import AWQ, GPTQ, INT8, Packing
 from holoray.kernels import launchers
 from holoray.kernels.device import Device
 from holoray.kernels.device_accumulators import device_dtype, pack_sections
+from holoray.kernels.frames import NVCOMP, QueuedDevice, open_frames
 from holoray.kernels.planes_decode import RunLayers
 from holoray.kernels.planes_groups import KINDS
 from holoray.kernels.planes_launch import RUN, launch
@@ -164,6 +169,23 @@ def low_rank(device: Device, rows: int, columns: int) -> Beside:
     return Beside(f"low rank {rank} -> BF16", best_seconds(device, finalize), "its product alone", product)
 
 
+def zstd(device: QueuedDevice, counts: Sequence[int] = (16, 256, 4096), raw_bytes: int = 64 << 10) -> Iterator[Beside]:
+    """Frames of random exponents to the device by nvCOMP, beside all threads of the host and then a copy."""
+    exponents = np.random.default_rng(4).binomial(12, 0.5, raw_bytes).astype(np.uint8)
+    for count in counts:
+        frames = [zstandard.compress(np.roll(exponents, i).tobytes(), level=1) for i in range(count)]
+        sizes = [raw_bytes] * count
+        with ThreadPoolExecutor() as pool:
+
+            def on_host(frames: list[bytes] = frames, pool: ThreadPoolExecutor = pool) -> None:
+                raw = pool.map(partial(decompress, ZSTD, raw_bytes=raw_bytes), frames)
+                device.upload(np.frombuffer(b"".join(raw), np.uint8))
+
+            host = best_seconds(device, on_host)
+        seconds = best_seconds(device, partial(open_frames, device, frames, sizes, where=NVCOMP))
+        yield Beside(f"zstd, {count} frames of {raw_bytes} bytes", seconds, "the host", host)
+
+
 def planes(device: Device, weights: int) -> list[Row]:
     """BF16 runs from sections on the device, entropy stage done: layers 0 to 4, all six, a step, the tail in place."""
     count = min(weights, RUN_WEIGHTS)
@@ -221,6 +243,11 @@ def main() -> None:
     rows = (*finalizers(device, count), *quantised(device, count), *transforms(device, count), *planes(device, count))
     for row in rows:
         print(row.line(speed))
+    try:
+        for beside in zstd(device):
+            print(beside.line(speed))
+    except DeviceError as error:
+        print(f"zstd on the device: not measured, {error}")
 
 
 if __name__ == "__main__":

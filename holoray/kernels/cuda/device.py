@@ -27,6 +27,16 @@ class CudaDevice:
         self.multiprocessors = int(self._device.attributes["MultiProcessorCount"])
         self._modules: dict[str, Any] = {}
 
+    @property
+    def number(self) -> int:
+        return int(self._device.id)
+
+    @property
+    def stream(self) -> int:
+        """The stream that work is queued on now, as the address that CUDA libraries take."""
+        with self._device:
+            return int(self._cupy.cuda.get_current_stream().ptr)
+
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
         with self._device, self._room():
             return self._cupy.zeros(shape, dtype)
