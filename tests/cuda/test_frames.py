@@ -38,6 +38,13 @@ def test_both_ways_give_the_same_bytes(contents: list[bytes], repeat: int, check
             assert [bytes(device.download(one)) for one in opened] == contents
 
 
+def test_blocks_of_one_repeated_byte_are_stepped_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second block on, the compressor writes such; a block is at most 128 KiB."""
+    device, content = install(monkeypatch), bytes(400_000)
+    (opened,) = open_frames(device, [zstandard.compress(content)], [len(content)], where=NVCOMP)
+    assert bytes(device.download(opened)) == content
+
+
 def refused() -> dict[str, tuple[bytes, int]]:
     good = zstandard.compress(bytes(range(256)) * 40)
     noise = np.random.default_rng(0).bytes(300_000)  # several blocks
