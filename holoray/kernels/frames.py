@@ -89,13 +89,11 @@ def _check_frame(frame: Any, size: int) -> None:
         raise FormatError(f"zstd frame does not state the {size} bytes of the manifest, or these are none")
     view = memoryview(frame)
     last = False
-    while not last:  # blocks, as RFC 8878, section 3.1.1.2, has them
+    while not last and at < view.nbytes:  # blocks, as RFC 8878, section 3.1.1.2, has them
         header = int.from_bytes(view[at : at + _BLOCK_HEADER], "little")
-        if at + _BLOCK_HEADER > view.nbytes:
-            raise FormatError("zstd frame ends within its blocks")
         last, repeated, length = bool(header & 1), header >> 1 & 3 == 1, header >> 3
         at += _BLOCK_HEADER + (1 if repeated else length)
-    if at + (_CHECKSUM if parameters.has_checksum else 0) != view.nbytes:
+    if not last or at + (_CHECKSUM if parameters.has_checksum else 0) != view.nbytes:
         raise FormatError("zstd frame is cut off, or something lies behind it")
 
 

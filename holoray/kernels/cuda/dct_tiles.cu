@@ -2,9 +2,9 @@
 //
 // A thread transforms a column, then a row, in registers, by the even-odd decomposition: the even coefficients of N are an
 // inverse DCT of N / 2, the odd ones a product with a matrix of half the side, whose cosines are constants of the program.
-FN constexpr double quarter_cosine(double x) {  // 0 <= x <= pi / 2: the Taylor series, below 1e-17 from x^24 on
+FN constexpr double cosine(double x) {  // |x| <= pi: the Taylor series, whose terms are below 1e-17 from x^30 on
   double term = 1, sum = 0;
-  for (int n = 0; n < 24; n += 2) {
+  for (int n = 0; n < 30; n += 2) {
     sum += term;
     term *= -x * x / ((n + 1) * (n + 2));
   }
@@ -16,11 +16,8 @@ template <int N> struct OddCosines {  // cos(pi (2m + 1) (2k + 1) / 2N)
   FN constexpr OddCosines() : at() {
     for (int m = 0; m < N / 2; ++m)
       for (int k = 0; k < N / 2; ++k) {
-        int turn = (2 * m + 1) * (2 * k + 1) % (4 * N);  // of 4N; then the half, then the quarter
-        if (turn > 2 * N) turn = 4 * N - turn;
-        const bool minus = turn > N;
-        const double cosine = quarter_cosine(3.14159265358979323846 / (2 * N) * (minus ? 2 * N - turn : turn));
-        at[m][k] = (float)(minus ? -cosine : cosine);
+        const int turn = (2 * m + 1) * (2 * k + 1) % (4 * N) - 2 * N;  // of 4N, after half a turn, which changes the sign
+        at[m][k] = (float)-cosine(3.14159265358979323846 / (2 * N) * turn);
       }
   }
 };
