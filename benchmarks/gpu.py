@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu [--weights 2^26]
 
-A row gives GB/s of output, and the rate of all bytes that the kernel must read and write as a share of a device copy's.
+A row gives GB/s of output, and the rate of all bytes that the kernel must read and write as a share of a device copy's;
+or milliseconds, and the rate beside that of a library's call.
 Decoded weights are compared with the original ones.
 """
 
@@ -10,22 +11,28 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import zstandard
 
 from benchmarks.dequant import random_layer
 from holoray.codecs import get_codec
+from holoray.codecs.dealing import Deal
 from holoray.codecs.planes import PlanesCodec
 from holoray.codecs.planes_layout import RUN as RUN_WEIGHTS
+from holoray.compression import ZSTD, decompress
+from holoray.errors import DeviceError
 from holoray.formats.quantised import AWQ, GPTQ, INT8, Packing
 from holoray.kernels import launchers
 from holoray.kernels.device import Device
 from holoray.kernels.device_accumulators import device_dtype, pack_sections
+from holoray.kernels.frames import NVCOMP, QueuedDevice, open_frames
 from holoray.kernels.planes_decode import RunLayers
 from holoray.kernels.planes_groups import KINDS
 from holoray.kernels.planes_launch import RUN, launch
@@ -48,6 +55,20 @@ class Row:
     def line(self, copy_bytes_per_s: float) -> str:
         share = self.moved_bytes / copy_bytes_per_s / self.seconds
         return f"{self.name:<34} {self.out_bytes / self.seconds / 1e9:9.1f} GB/s out {share:7.1%} of a copy"
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Seconds of a step, and of what it is measured against: a yardstick from the same run that is no copy."""
+
+    name: str
+    seconds: float
+    yardstick: str
+    yardstick_seconds: float
+
+    def line(self, copy_bytes_per_s: float) -> str:
+        rate = self.yardstick_seconds / self.seconds
+        return f"{self.name:<34} {1e3 * self.seconds:9.3f} ms      {rate:8.2f}x the rate of {self.yardstick}"
 
 
 def best_seconds(device: Device, work: Callable[[], Any], before: Callable[[], Any] = lambda: None) -> float:
@@ -86,7 +107,7 @@ def finalizers(device: Device, weights: int) -> list[Row]:
     rotated = best_seconds(device, lambda: launchers.inverse_rotation(device, wide, 0))
     return [
         Row("cast F32 -> BF16", 6 * count, 2 * count, cast),
-        Row("rotation F32, signs uploaded too", 8 * count, 4 * count, rotated),
+        Row("rotation F32", 8 * count, 4 * count, rotated),
     ]
 
 
@@ -108,6 +129,61 @@ def quantised(device: Device, weights: int) -> list[Row]:
         moved = sum(array.nbytes for array in (q, scales, zeros, out) if array is not None)
         found.append(Row(f"{packing.method}, {packing.bits} bits -> BF16", moved, out.nbytes, seconds))
     return found
+
+
+def transforms(device: Device, weights: int) -> list[Row | Beside]:
+    """What `spectral`, `projection` and `lowrank` are finalized by: dealing back, inverse DCT, matrix product."""
+    columns = 4096 if weights >= 1 << 20 else 64
+    rows = weights // columns
+    count = rows * columns
+    rng = np.random.default_rng(2)
+    coefficients = device.upload(rng.standard_normal((rows, columns), np.float32))
+    out = device.zeros((rows, columns), np.uint16)
+    deal = Deal(count, 8, 0)
+    offsets = deal.offsets(np.zeros(deal.groups, np.int64))
+    counts = [deal.count((int(offsets[-1]) + fragment) % deal.fragments) for fragment in range(deal.fragments)]
+    starts = device.upload((np.cumsum(counts) - counts).astype(np.uint64))
+    there, raster = device.upload(offsets.astype(np.uint16)), device.zeros((count,), np.float32)
+    shares = coefficients.reshape(-1)
+    dealt = best_seconds(device, lambda: launchers.collect_shares(device, shares, starts, there, deal, raster))
+    whole = best_seconds(device, lambda: device.inverse_dct(coefficients, (0, 1)))
+    result: list[Row | Beside] = [Row("shares to their places, F32", 8 * count, 4 * count, dealt)]
+    for tile in (8, 33, 64):
+        seconds = best_seconds(device, partial(launchers.inverse_dct, device, coefficients, out, 0, tile))
+        name = f"inverse DCT -> BF16, tiles of {tile}"
+        result += [Row(name, 6 * count, 2 * count, seconds), Beside(name, seconds, "idctn of the whole", whole)]
+    return [*result, low_rank(device, rows, columns)]
+
+
+def low_rank(device: Device, rows: int, columns: int) -> Beside:
+    """Terms [rank, rows + columns] to BF16 weights, beside the float32 product alone, of two matrices without gaps."""
+    rank = max(1, min(rows, columns) // 8)
+    host = np.random.default_rng(3).standard_normal((rank, rows + columns), np.float32)
+    terms, out = device.upload(host), device.zeros((rows, columns), np.uint16)
+    down, along = device.upload(host[:, :rows].T.copy()), device.upload(host[:, rows:].copy())
+
+    def finalize() -> None:
+        launchers.store(device, device.matmul(terms[:, :rows].T, terms[:, rows:]), out, 0)
+
+    product = best_seconds(device, lambda: device.matmul(down, along))
+    return Beside(f"low rank {rank} -> BF16", best_seconds(device, finalize), "its product alone", product)
+
+
+def zstd(device: QueuedDevice, counts: Sequence[int] = (16, 256, 4096), raw_bytes: int = 64 << 10) -> Iterator[Beside]:
+    """Frames of random exponents to the device by nvCOMP, beside all threads of the host and then a copy."""
+    exponents = np.random.default_rng(4).binomial(12, 0.5, raw_bytes).astype(np.uint8)
+    for count in counts:
+        frames = [zstandard.compress(np.roll(exponents, i).tobytes(), level=1) for i in range(count)]
+        sizes = [raw_bytes] * count
+        with ThreadPoolExecutor() as pool:
+
+            def on_host(frames: list[bytes] = frames, pool: ThreadPoolExecutor = pool) -> None:
+                raw = pool.map(partial(decompress, ZSTD, raw_bytes=raw_bytes), frames)
+                device.upload(np.frombuffer(b"".join(raw), np.uint8))
+
+            host = best_seconds(device, on_host)
+        seconds = best_seconds(device, partial(open_frames, device, frames, sizes, where=NVCOMP))
+        yield Beside(f"zstd, {count} frames of {raw_bytes} bytes", seconds, "the host", host)
 
 
 def planes(device: Device, weights: int) -> list[Row]:
@@ -164,8 +240,14 @@ def main() -> None:
     device = CudaDevice()
     speed = copy_speed(device, 4 * count)
     print(f"device copy: {speed / 1e9:.0f} GB/s read and written, {device.multiprocessors} multiprocessors")
-    for row in (*finalizers(device, count), *quantised(device, count), *planes(device, count)):
+    rows = (*finalizers(device, count), *quantised(device, count), *transforms(device, count), *planes(device, count))
+    for row in rows:
         print(row.line(speed))
+    try:
+        for beside in zstd(device):
+            print(beside.line(speed))
+    except DeviceError as error:
+        print(f"zstd on the device: not measured, {error}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from holoray.kernels.device import Device
 from holoray.tensor import Array
 
 Model = dict[str, Array]
@@ -37,6 +38,20 @@ def make_model(seed: int = 0) -> Model:
 @pytest.fixture(scope="session")
 def model() -> Model:
     return make_model()
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Device:
+    """What kernels run on: their very text compiled for the CPU; with `pytest -m gpu` a GPU."""
+    if request.param == "gpu":
+        from holoray.kernels.cuda.device import CudaDevice
+
+        return CudaDevice()
+    from on_cpu import COMPILER, NO_COMPILER, kernels_on_cpu
+
+    if COMPILER is None:
+        pytest.skip(NO_COMPILER)
+    return kernels_on_cpu()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -26,7 +26,7 @@ from holoray.fragment import Fragment, TensorEntry
 from holoray.integrity import Digests
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.device_accumulators import device_dtype
-from holoray.kernels.registry import DEVICE_ACCUMULATORS, make_accumulator, make_device_accumulator
+from holoray.kernels.registry import ACCUMULATORS, DEVICE_ACCUMULATORS, make_accumulator, make_device_accumulator
 from holoray.kernels.scratch import Scratch
 from holoray.pipelines.tensor_codec import TensorDecoder, encode_tensor
 from holoray.tensor import DTYPES, Array, as_bytes
@@ -87,8 +87,8 @@ def encoded(codec: str, dtype: str, shape: str) -> Encoded:
 
 
 def backends(entry: TensorEntry) -> list[Backend]:
-    """Those that take a tensor: threads of a GPU are slow on a CPU, and transforms are finalized on the host."""
-    small = entry.codec in DEVICE_ACCUMULATORS and entry.spec.size <= 10_000 and COMPILER is not None
+    """Those that take a tensor: threads of a GPU are slow on a CPU."""
+    small = entry.spec.size <= 10_000 and COMPILER is not None
     return [backend for name, backend in BACKENDS.items() if name == "cpu" or small]
 
 
@@ -237,6 +237,7 @@ def test_overlapping_accumulators_are_refused(codec: str, dtype: str) -> None:
 
 @pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 def test_the_matrix_has_the_cuda_kernels() -> None:
+    assert set(DEVICE_ACCUMULATORS) == set(ACCUMULATORS)
     assert BACKENDS["cuda kernels"] in backends(encoded("planes", "BF16", "primes")[1])
 
 

@@ -94,7 +94,7 @@ def tools() -> Iterator[Finding]:
 
 
 def gpu() -> Iterator[Finding]:
-    """CuPy, the driver, its devices with the speed of page-locked copies, the compiler, NCCL."""
+    """CuPy, the driver, its devices with the speed of page-locked copies, the compiler, NCCL, nvCOMP."""
     from holoray.kernels import xp
 
     try:
@@ -117,6 +117,7 @@ def gpu() -> Iterator[Finding]:
         yield _device(cupy, number, f"driver for CUDA {_dotted(driver)}, CUDA {_dotted(runtime)}")
     yield _compiler()
     yield _nccl(xp)
+    yield _nvcomp(xp)
 
 
 def _device(cupy: Any, number: int, versions: str) -> Finding:
@@ -173,6 +174,13 @@ def _nccl(xp: Any) -> Finding:
     except DeviceError as error:
         return Finding("nccl", MISSING, error.message, error.hint)
     return Finding("nccl", OK, f"{version // 10000}.{version // 100 % 100}.{version % 100}")
+
+
+def _nvcomp(xp: Any) -> Finding:
+    try:
+        return Finding("nvcomp", OK, str(xp.nvcomp().__version__))
+    except DeviceError as error:
+        return Finding("nvcomp", MISSING, error.message, error.hint)
 
 
 def _dotted(version: int) -> str:

@@ -31,12 +31,16 @@ class DealtAccumulator(Accumulator):
     def __init__(self, spec: TensorSpec, codec: Codec, out: Array, memory: npt.NDArray[np.uint8] | None = None) -> None:
         super().__init__(spec, codec, out)
         assert isinstance(codec, DealtCodec)
-        self._memory = np.zeros(self.state_nbytes(spec, codec), np.uint8) if memory is None else memory
-        shared, count = self.state_sizes(spec, codec)
+        self._held = np.zeros(codec.fragments, np.uint8)
+        self._make_state(memory)
+
+    def _make_state(self, memory: npt.NDArray[np.uint8] | None) -> None:
+        """Set `_essential` and `_numbers`, zeros, in `memory` (uint8[state_nbytes]) if that is given."""
+        shared, count = self.state_sizes(self.spec, self.codec)
+        self._memory = np.zeros(self.state_nbytes(self.spec, self.codec), np.uint8) if memory is None else memory
         numbers_at = self._memory.size - 4 * count
         self._essential = SharedPart(self._memory[:numbers_at], shared)
-        self._numbers = self._memory[numbers_at:].view(np.float32)
-        self._held = np.zeros(codec.fragments, np.uint8)
+        self._numbers: Any = self._memory[numbers_at:].view(np.float32)
 
     @classmethod
     @abstractmethod
@@ -44,16 +48,23 @@ class DealtAccumulator(Accumulator):
         """Bytes of the essential part as it is kept, and how many numbers there are."""
 
     @abstractmethod
-    def _parse(self, raw: Any) -> tuple[npt.NDArray[np.uint8], Floats]:
-        """A raw payload as the essential part, as it is kept, and the slot's own numbers; FormatError if malformed."""
+    def _parse(self, raw: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
+        """A raw payload as the essential part, as it is kept, and the slot's own numbers, as they are stored.
+
+        Raises FormatError if the payload is malformed.
+        """
+
+    @abstractmethod
+    def _count(self, slot: int) -> int:
+        """How many numbers a slot has."""
 
     @abstractmethod
     def _gather(self, slot: int) -> Floats:
         """A copy of the numbers of a slot."""
 
     @abstractmethod
-    def _scatter(self, slot: int, values: Floats) -> None:
-        """Put the numbers of a slot to their places."""
+    def _scatter(self, slot: int, values: npt.NDArray[Any]) -> None:
+        """Put the numbers of a slot, float32 or as they are stored, to their places."""
 
     @classmethod
     def state_nbytes(cls, spec: TensorSpec, codec: Codec) -> int:
@@ -67,7 +78,7 @@ class DealtAccumulator(Accumulator):
         self._held[slot] = min(layers, 1)
 
     def slot_nbytes(self, slot: int) -> int:
-        return self._essential.content.size + self._gather(slot).nbytes
+        return self._essential.content.size + 4 * self._count(slot)
 
     def read_slot(self, slot: int) -> npt.NDArray[np.uint8]:
         return np.concatenate([self._essential.content, self._gather(slot).reshape(-1).view(np.uint8)])

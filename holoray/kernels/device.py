@@ -65,5 +65,11 @@ class Device(Protocol):
     def launch(self, module: str, kernel: str, geometry: Geometry, arguments: Sequence[np.generic]) -> None:
         """Queue a kernel; NumPy scalars are passed by value, in their own width."""
 
+    def matmul(self, a: Any, b: Any) -> Any:
+        """The product of two float32 matrices, as a new one; the order of its sums is the library's."""
+
+    def inverse_dct(self, coefficients: Any, axes: tuple[int, int]) -> Any:
+        """The orthonormal inverse DCT-II of a float32 array over two axes, as a new contiguous array."""
+
     def synchronize(self) -> None:
         """Wait for all queued work."""

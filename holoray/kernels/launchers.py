@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from holoray.codecs.dealing import splitmix64
+from holoray.codecs.dealing import Deal
 from holoray.codecs.projection import SIGNS, block_size
 from holoray.errors import UsageError
 from holoray.formats.quantised import AWQ, GPTQ, INT8, Packing
@@ -24,8 +25,13 @@ KINDS: Final = {"BF16": 0, "F16": 1, "F32": 2}
 _THREADS: Final = 256
 _BLOCKS_EACH: Final = 8
 """Thread blocks for each multiprocessor that a grid-stride kernel gets: enough to fill it at 256 threads."""
+_STRIPS_EACH: Final = 64
+"""A block takes one strip after the other; many blocks, since a strip of 256 waits for its reads."""
 MAX_TILE: Final = 64
 """Two tiles of float32 must fit into the shared memory that every device gives unasked, 48 KiB."""
+_UNROLLED_TILES: Final = (8, 16, 32, 64)
+_WIDE: Final = 128
+"""Columns, and threads, of a block of dct_tiles.cu."""
 _ROTATION_THREADS: Final = 512
 _OUTPUTS: Final = {GPTQ: 64, AWQ: 128, INT8: 1}
 _INPUTS: Final = {GPTQ: 128, AWQ: 64, INT8: 8 * _THREADS}
@@ -94,14 +100,47 @@ def inverse_rotation(device: Device, x: Any, seed: int) -> None:
 
 
 def _rotate(device: Device, x: Any, order: int, seed: int) -> None:
-    signs = device.upload(splitmix64(seed, 0, -(-x.size // 64)))
     scale = np.float32(1 / math.sqrt(order))
     # Sixteen-byte accesses need 16-byte addresses; the window at the end begins anywhere.
     address = _address(device, x, alignment=4)
     vector = np.int32(address % 16 == 0 and order % 4 == 0)
-    geometry = Geometry(x.size // order, min(_ROTATION_THREADS, max(1, order // 2)), 4 * order)
-    arguments = (address, _address(device, signs), np.uint32(order), scale, vector)
-    device.launch("rotation", "inverse_rotation", geometry, arguments)
+    shared = 4 * (order + order % 2) + 8 * -(-order // 64)
+    geometry = Geometry(x.size // order, min(_ROTATION_THREADS, max(1, order // 2)), shared)
+    device.launch("rotation", "inverse_rotation", geometry, (address, np.uint64(seed), np.uint32(order), scale, vector))
+
+
+def collect_shares(device: Device, shares: Any, starts: Any, offsets: Any, deal: Deal, raster: Any) -> None:
+    """Coefficients of all fragments to their places in float32[size]. Twin: `dealing.scatter`, share by share.
+
+    `shares` float32: fragment f's begin at `starts[f]` (uint64[fragments]); `offsets` uint16[strips] are the deal's.
+    """
+    wanted = ((starts, deal.fragments, np.uint64), (offsets, deal.strips, np.uint16), (raster, deal.size, np.float32))
+    if shares.size < deal.size:
+        raise UsageError(f"{shares.size} coefficients where {deal.size} were dealt")
+    for array, size, dtype in (*wanted, (shares, shares.size, np.float32)):
+        _check_vector(array, size, dtype)
+    addresses = (_address(device, array) for array in (shares, starts, offsets, raster))
+    numbers = (np.uint64(deal.size), np.uint32(deal.strip), np.uint32(deal.fragments))
+    grid = min(deal.strips, _STRIPS_EACH * device.multiprocessors)
+    device.launch("deal", "collect_shares", Geometry(grid, _THREADS), (*addresses, *numbers))
+
+
+def put_numbers(device: Device, positions: Any, values: Any, raster: Any) -> None:
+    """raster[positions] = values, both float32; positions are uint32 or uint64 and in range, which is not looked at."""
+    wide = positions.dtype == np.uint64
+    _check_vector(positions, values.size, np.uint64 if wide else np.uint32)
+    _check_vector(values, values.size, np.float32)
+    _check_vector(raster, raster.size, np.float32)
+    if values.size == 0:
+        return
+    addresses = (_address(device, array) for array in (positions, values, raster))
+    numbers = (np.uint64(values.size), np.int32(wide))
+    device.launch("deal", "put_numbers", _strided(device, values.size), (*addresses, *numbers))
+
+
+def _check_vector(array: Any, size: int, dtype: npt.DTypeLike) -> None:
+    if array.dtype != dtype or array.shape != (size,) or not array.flags.c_contiguous:
+        raise UsageError(f"{array.dtype} of {array.shape} is not a vector of {size} {np.dtype(dtype)}")
 
 
 def inverse_dct(device: Device, coefficients: Any, out: Any, exponent: int, tile: int) -> None:
@@ -119,17 +158,49 @@ def inverse_dct(device: Device, coefficients: Any, out: Any, exponent: int, tile
     rows, columns = out.shape
     if out.size == 0:
         return
-    tables = [device.upload(cosines(n)) for n in (tile, rows % tile, tile, columns % tile)]
-    ends = _address(device, coefficients), _address(device, out)
-    sizes = np.uint64(rows), np.uint64(columns), np.uint32(tile)
-    arguments: tuple[np.generic, ...] = (
-        *ends,
-        *sizes,
-        *(_address(device, table) for table in tables),
-        *_finish(kind, exponent),
-    )
-    geometry = Geometry(-(-rows // tile) * -(-columns // tile), _THREADS, 8 * tile * tile)
-    device.launch("dct", "inverse_dct", geometry, arguments)
+    # Whole tiles of the usual sides have kernels of their own; what is left is a strip on the right and one below.
+    down, across = (rows - rows % tile, columns - columns % tile) if tile in _UNROLLED_TILES else (0, 0)
+    parts = _Parts(device, coefficients, out, columns, _finish(kind, exponent))
+    if down and across:
+        parts.whole_tiles(down, across, tile)
+    else:
+        down = across = 0
+    if across < columns:
+        parts.tiles(0, across, rows, columns - across, tile)
+    if down < rows and across:
+        parts.tiles(down, 0, rows - down, across, tile)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Launches of inverse DCTs on parts of one matrix whose rows are `pitch` long."""
+
+    device: Device
+    coefficients: Any
+    out: Any
+    pitch: int
+    finish: tuple[np.generic, ...]
+
+    def _ends(self, top: int, left: int) -> tuple[np.uint64, np.uint64]:
+        skipped = top * self.pitch + left
+        ends = ((_address(self.device, array), array.dtype.itemsize) for array in (self.coefficients, self.out))
+        first, second = (np.uint64(int(address) + skipped * width) for address, width in ends)
+        return first, second
+
+    def whole_tiles(self, rows: int, columns: int, tile: int) -> None:
+        """The part at the top left, which holds whole tiles."""
+        geometry = Geometry(rows // tile * -(-columns // _WIDE), _WIDE, 4 * tile * (_WIDE + 1))
+        sizes = np.uint64(columns), np.uint64(self.pitch)
+        self.device.launch("dct_tiles", f"inverse_dct_{tile}", geometry, (*self._ends(0, 0), *sizes, *self.finish))
+
+    def tiles(self, top: int, left: int, rows: int, columns: int, tile: int) -> None:
+        """A part that begins at a tile's corner, with the smaller tiles at its edges."""
+        tables = [self.device.upload(cosines(n)) for n in (tile, rows % tile, tile, columns % tile)]
+        sizes = np.uint64(rows), np.uint64(columns), np.uint64(self.pitch), np.uint32(tile)
+        places = [_address(self.device, table) for table in tables]
+        threads = min(_THREADS, 32 * -(-tile * tile // 32))
+        geometry = Geometry(-(-rows // tile) * -(-columns // tile), threads, 8 * tile * tile)
+        self.device.launch("dct", "inverse_dct", geometry, (*self._ends(top, left), *sizes, *places, *self.finish))
 
 
 @lru_cache(maxsize=256)

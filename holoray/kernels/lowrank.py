@@ -126,10 +126,10 @@ class LowRankAccumulator(DealtAccumulator):
 
     codec: LowRankCodec
 
-    def __init__(self, spec: TensorSpec, codec: Codec, out: Array, memory: npt.NDArray[np.uint8] | None = None) -> None:
-        super().__init__(spec, codec, out, memory)
-        nbytes = 4 * self.codec.rank * self.codec.width(spec)
-        self._terms = self._memory[self._memory.size - nbytes :].view(np.float32).reshape(self.codec.rank, -1)
+    def _make_state(self, memory: npt.NDArray[np.uint8] | None) -> None:
+        super()._make_state(memory)
+        nbytes = 4 * self.codec.rank * self.codec.width(self.spec)
+        self._terms: Any = self._memory[self._memory.size - nbytes :].view(np.float32).reshape(self.codec.rank, -1)
 
     @classmethod
     def state_sizes(cls, spec: TensorSpec, codec: Codec) -> tuple[int, int]:
@@ -137,16 +137,19 @@ class LowRankAccumulator(DealtAccumulator):
         width = codec.width(spec)
         return 4 * codec.essential * width, (codec.rank - codec.essential) * width
 
-    def _parse(self, raw: Any) -> tuple[npt.NDArray[np.uint8], Floats]:
-        values = np.frombuffer(raw, self.codec.value_dtype).astype(np.float32, copy=False)
+    def _parse(self, raw: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
+        values = np.frombuffer(raw, self.codec.value_dtype)
         head = self.codec.essential * self.codec.width(self.spec)
-        return values[:head].view(np.uint8), values[head:]
+        return values[:head].astype(np.float32).view(np.uint8), values[head:]
+
+    def _count(self, slot: int) -> int:
+        return self.codec.terms(slot).size * self.codec.width(self.spec)
 
     def _gather(self, slot: int) -> Floats:
         own: Floats = self._terms[self.codec.terms(slot)]
         return own
 
-    def _scatter(self, slot: int, values: Floats) -> None:
+    def _scatter(self, slot: int, values: npt.NDArray[Any]) -> None:
         own = self.codec.terms(slot)
         self._terms[own] = values.reshape(own.size, self._terms.shape[1])
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from holoray.codecs.projection import ProjectionCodec
 from holoray.kernels import hadamard
 from holoray.kernels.dealt import Floats
-from holoray.kernels.transform import TransformAccumulator, TransformEncoder
+from holoray.kernels.transform import RasterAccumulator, TransformEncoder
 
 
-class ProjectionAccumulator(TransformAccumulator):
+class ProjectionAccumulator(RasterAccumulator):
     """The transposed transform of a copy of the coefficients."""
 
     @staticmethod

@@ -14,6 +14,11 @@ from holoray.kernels import dealing, dequant, hadamard, planes_decode, planes_en
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.device import Device
 from holoray.kernels.device_accumulators import DevicePlanesAccumulator, DeviceRawAccumulator
+from holoray.kernels.device_dealt import (
+    DeviceLowRankAccumulator,
+    DeviceProjectionAccumulator,
+    DeviceSpectralAccumulator,
+)
 from holoray.kernels.encoder import EncodeOptions, Encoder
 from holoray.kernels.lowrank import LowRankAccumulator, LowRankEncoder
 from holoray.kernels.planes_decode import PlanesAccumulator
@@ -40,6 +45,9 @@ ACCUMULATORS: Final[dict[str, type[Accumulator]]] = {
 DEVICE_ACCUMULATORS: Final[dict[str, Callable[[TensorSpec, Any, Any, Device], Accumulator]]] = {
     "raw": DeviceRawAccumulator,
     "planes": DevicePlanesAccumulator,
+    "spectral": DeviceSpectralAccumulator,
+    "projection": DeviceProjectionAccumulator,
+    "lowrank": DeviceLowRankAccumulator,
 }
 
 

@@ -7,10 +7,10 @@ import scipy.fft
 
 from holoray.codecs.spectral import SpectralCodec, tiles
 from holoray.kernels.dealt import Floats
-from holoray.kernels.transform import TransformAccumulator, TransformEncoder
+from holoray.kernels.transform import RasterAccumulator, TransformEncoder
 
 
-class SpectralAccumulator(TransformAccumulator):
+class SpectralAccumulator(RasterAccumulator):
     """Inverse DCT of the whole matrix or of its tiles."""
 
     @staticmethod

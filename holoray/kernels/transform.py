@@ -30,7 +30,7 @@ class TransformEncoder(Encoder):
 
     parts = 1
     codec: TransformCodec
-    accumulator: ClassVar[type[TransformAccumulator]]
+    accumulator: ClassVar[type[RasterAccumulator]]
 
     def __init__(self, spec: TensorSpec, array: Array, options: EncodeOptions) -> None:
         super().__init__(spec, array, options)
@@ -120,7 +120,7 @@ def _gain(exact: Floats, stored: Floats) -> float:
 
 
 class TransformAccumulator(DealtAccumulator):
-    """Its state are the coefficients (whole strips) in raster order, and the essential part as it is stored."""
+    """Its numbers are coefficients; the essential part is kept as it is stored."""
 
     codec: TransformCodec
 
@@ -130,27 +130,33 @@ class TransformAccumulator(DealtAccumulator):
         self._offsets = self._deal.offsets(self.codec.group_shifts)
         self._layout = self.codec.essential_part(spec.size)
 
-    @staticmethod
-    @abstractmethod
-    def inverse(codec: Any, raster: Floats) -> Floats:
-        """The weights behind float32[rows, columns] coefficients, as a new array."""
-
     @classmethod
     def state_sizes(cls, spec: TensorSpec, codec: Codec) -> tuple[int, int]:
         assert isinstance(codec, TransformCodec)
         return codec.essential_part(spec.size).nbytes, codec.deal(spec.size).padded
 
-    def _parse(self, raw: Any) -> tuple[npt.NDArray[np.uint8], Floats]:
+    def _parse(self, raw: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
         self._layout.parse(raw)
         head = self._layout.nbytes
-        values = np.frombuffer(raw, self.codec.value_dtype, offset=head)
-        return np.frombuffer(raw, np.uint8, head), values.astype(np.float32, copy=False)
+        return np.frombuffer(raw, np.uint8, head), np.frombuffer(raw, self.codec.value_dtype, offset=head)
+
+    def _count(self, slot: int) -> int:
+        return self._deal.count((int(self._offsets[-1]) + slot) % self._deal.fragments)
+
+
+class RasterAccumulator(TransformAccumulator):
+    """On the CPU: coefficients (whole strips) in raster order."""
+
+    @staticmethod
+    @abstractmethod
+    def inverse(codec: Any, raster: Floats) -> Floats:
+        """The weights behind float32[rows, columns] coefficients, as a new array."""
 
     def _gather(self, slot: int) -> Floats:
         return gather(self._numbers, self._deal, self._offsets, slot)
 
-    def _scatter(self, slot: int, values: Floats) -> None:
-        scatter(self._numbers, values, self._deal, self._offsets, slot)
+    def _scatter(self, slot: int, values: npt.NDArray[Any]) -> None:
+        scatter(self._numbers, values.astype(np.float32, copy=False), self._deal, self._offsets, slot)
 
     def finalize(self) -> None:
         raster = self._numbers[: self.spec.size]

@@ -14,6 +14,10 @@ _NO_DEVICE: Final = 100
 """cudaErrorNoDevice, for which CuPy has no name."""
 
 
+_NVCOMP: Final = 6
+"""The first major version whose `as_arrays` takes offsets into one buffer."""
+
+
 @cache
 def cupy() -> Any:
     """The module `cupy`; raises DeviceError, with how to get it, where it is missing or cannot be loaded."""
@@ -23,6 +27,12 @@ def cupy() -> Any:
         raise DeviceError(f"CuPy cannot be imported: {error}", hint=INSTALL_HINT) from None
 
 
+def fft() -> Any:
+    """The module `cupyx.scipy.fft`; raises DeviceError where CuPy is missing."""
+    cupy()
+    return importlib.import_module("cupyx.scipy.fft")
+
+
 def nccl() -> Any:
     """The module `cupy.cuda.nccl`; raises DeviceError where CuPy has none."""
     cupy()
@@ -30,6 +40,19 @@ def nccl() -> Any:
         module = importlib.import_module("cupy_backends.cuda.libs.nccl")
     except ImportError as error:
         raise DeviceError(f"NCCL cannot be loaded: {error}", hint=INSTALL_HINT) from None
+    return module
+
+
+def nvcomp() -> Any:
+    """The module `nvidia.nvcomp`, 6.0 or later; raises DeviceError, with how to get it, where it is missing."""
+    cupy()
+    hint = "pip install 'nvidia-nvcomp-cu13>=6' (or nvidia-nvcomp-cu12)"
+    try:
+        module = importlib.import_module("nvidia.nvcomp")
+    except ImportError as error:
+        raise DeviceError(f"nvCOMP cannot be imported: {error}", hint=hint) from None
+    if int(str(module.__version__).partition(".")[0]) < _NVCOMP:
+        raise DeviceError(f"nvCOMP {module.__version__} has no batches of frames in one buffer", hint=hint)
     return module
 
 

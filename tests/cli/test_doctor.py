@@ -61,6 +61,16 @@ def test_asking_for_what_is_missing_is_exit_code_5() -> None:
     assert (b"warning:" in done.stderr) == (count == 0)
 
 
+def test_nvcomp_is_told_by_its_version_or_by_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Any:
+        raise DeviceError("nvCOMP cannot be imported: no module", hint="pip install it")
+
+    monkeypatch.setattr(xp, "nvcomp", lambda: SimpleNamespace(__version__="6.0.0"))
+    assert (doctor._nvcomp(xp).status, doctor._nvcomp(xp).detail) == ("ok", "6.0.0")
+    monkeypatch.setattr(xp, "nvcomp", missing)
+    assert (doctor._nvcomp(xp).status, doctor._nvcomp(xp).hint) == ("missing", "pip install it")
+
+
 class RuntimeFailureError(RuntimeError):
     status = 35
 

@@ -17,12 +17,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 
 from holoray.kernels.cuda.source import MODULES, source
 from holoray.kernels.device import Geometry
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
+SHARED_BYTES = 48 << 10
+"""Shared memory that a thread block gets on every device from 7.5 on without asking for more."""
 NO_COMPILER = "needs a C++ compiler to run CUDA kernels on the CPU; on Debian: apt-get install g++"
 KERNEL = re.compile(r'extern "C" __global__ void(?: __launch_bounds__\([^)]*\))? (\w+)\(')
 # -ffp-contract=off: a CPU that fuses where the GPU's text does not say so would differ in the last place.
@@ -110,6 +113,7 @@ class CpuDevice:
 
     def launch(self, module: str, kernel: str, geometry: Geometry, arguments: Sequence[np.generic]) -> None:
         assert kernel in kernels(module)
+        assert geometry.shared_bytes <= SHARED_BYTES
         held = [np.array([argument]) for argument in arguments]  # as wide as the scalar, as for the driver
         pointers = (ctypes.c_void_p * len(held))(*(one.ctypes.data for one in held))
         grid, block = (ctypes.c_uint * 3)(geometry.grid, 1, 1), (ctypes.c_uint * 3)(geometry.block, 1, 1)
@@ -117,6 +121,12 @@ class CpuDevice:
         divergent = door(grid, block, ctypes.c_size_t(geometry.shared_bytes), pointers)
         assert not divergent, f"threads of a block met different numbers of barriers in {kernel}"
         self.launches.append((kernel, geometry))
+
+    def matmul(self, a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return self.upload(a @ b)
+
+    def inverse_dct(self, coefficients: npt.NDArray[Any], axes: tuple[int, int]) -> npt.NDArray[Any]:
+        return self.upload(scipy.fft.idctn(coefficients, type=2, axes=axes, norm="ortho", workers=1))
 
     def synchronize(self) -> None:
         """Launches are done when they return."""

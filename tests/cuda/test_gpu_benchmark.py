@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from nvcomp_stand_in import install
 from on_cpu import COMPILER, NO_COMPILER, kernels_on_cpu
 
 from benchmarks import gpu
@@ -12,7 +13,9 @@ from benchmarks import gpu
 def test_every_row_of_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "REPEATS", 1)
     device = kernels_on_cpu()
-    rows = [*gpu.finalizers(device, 4096), *gpu.quantised(device, 4096), *gpu.planes(device, 500)]
-    assert len(rows) == 10
+    rows: list[gpu.Row | gpu.Beside] = []
+    rows += [*gpu.finalizers(device, 4096), *gpu.quantised(device, 4096), *gpu.planes(device, 500)]
+    rows += [*gpu.transforms(device, 4096), *gpu.zstd(install(monkeypatch), (1, 3), 1000)]
+    assert len(rows) == 20
     for row in rows:
-        assert "GB/s" in row.line(gpu.copy_speed(device, 4096))
+        assert ("GB/s" in row.line(gpu.copy_speed(device, 4096))) == isinstance(row, gpu.Row)

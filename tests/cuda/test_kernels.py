@@ -12,32 +12,22 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from on_cpu import COMPILER, NO_COMPILER, CpuDevice, kernels, kernels_on_cpu
+from on_cpu import CpuDevice, kernels
 from planes_runs_of import Laid, layers_of
 
 from holoray.codecs import planes_layout as lay
+from holoray.codecs.dealing import MAX_FRAGMENTS, Deal
 from holoray.errors import UsageError
-from holoray.kernels import hadamard, launchers, planes_launch, rounding
+from holoray.kernels import dealing, hadamard, launchers, planes_launch, rounding
 from holoray.kernels.cuda.source import MODULES
 from holoray.kernels.device import Device, Geometry
 from holoray.kernels.spectral import inverse_tiles
 from holoray.tensor import DTYPES, Array
 
-ON_CPU = pytest.param("cpu", marks=pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER))
-ON_GPU = pytest.param("gpu", marks=pytest.mark.gpu)
 HOST = CpuDevice(None)
 SEED = st.integers(0, 2**32 - 1)
 DTYPE = st.sampled_from(("F32", "F16", "BF16"))
 few = settings(deadline=None, max_examples=12, derandomize=True)
-
-
-@pytest.fixture(scope="module", params=[ON_CPU, ON_GPU])
-def device(request: pytest.FixtureRequest) -> Device:
-    if request.param == "cpu":
-        return kernels_on_cpu()
-    from holoray.kernels.cuda.device import CudaDevice
-
-    return CudaDevice()
 
 
 def outputs(device: Device, shape: tuple[int, ...], dtype: str) -> tuple[Array, Any]:
@@ -51,7 +41,9 @@ def bits(array: Array) -> npt.NDArray[Any]:
 
 
 def test_every_kernel_is_run_here() -> None:
-    here = {"cast_weights", "inverse_rotation", "inverse_dct"} | {k for _, k in planes_launch.ORDER}
+    own = {"cast_weights", "collect_shares", "inverse_dct", "inverse_rotation", "put_numbers"}
+    own |= {f"inverse_dct_{side}" for side in (8, 16, 32, 64)}
+    here = own | {k for _, k in planes_launch.ORDER}
     in_test_dequant = {"dequantise_gptq", "dequantise_awq", "dequantise_int8"}
     assert {name for module in MODULES for name in kernels(module)} == here | in_test_dequant
 
@@ -81,7 +73,44 @@ def test_rotation_is_the_same_bit_for_bit(device: Device, size: int, seed: int) 
 
 @few
 @given(
-    rows=st.integers(1, 40), columns=st.integers(1, 40), tile=st.sampled_from((1, 7, 16, 33)), dtype=DTYPE, seed=SEED
+    size=st.integers(1, 2000) | st.integers(1, 40_000),
+    fragments=st.integers(1, 40) | st.sampled_from((256, 257, MAX_FRAGMENTS)),
+    seed=st.integers(0, 2**63),
+)
+def test_shares_come_back_to_their_places(device: Device, size: int, fragments: int, seed: int) -> None:
+    """Beside the twin, which scatters one share after the other; every number is another one, so none is mistaken."""
+    deal = Deal(size, fragments, seed)
+    offsets = deal.offsets(np.random.default_rng(size).integers(0, fragments, deal.groups))
+    shares = [np.arange(deal.places(offsets, f).size, dtype=np.float32) + 65536 * f for f in range(fragments)]
+    expected = np.zeros(deal.padded, np.float32)
+    for fragment, share in enumerate(shares):
+        dealing.scatter(expected, share, deal, offsets, fragment)
+    starts = np.cumsum([0] + [share.size for share in shares[:-1]]).astype(np.uint64)
+    raster = device.zeros((size,), np.float32)
+    there = [device.upload(array) for array in (np.concatenate(shares), starts, offsets.astype(np.uint16))]
+    launchers.collect_shares(device, there[0], there[1], there[2], deal, raster)
+    assert np.array_equal(expected[:size], device.download(raster))
+
+
+@few
+@given(size=st.integers(1, 3000), share=st.floats(0, 1), wide=st.booleans(), seed=SEED)
+def test_numbers_are_put_to_their_positions(device: Device, size: int, share: float, wide: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    positions = np.sort(rng.permutation(size)[: int(share * size)]).astype(np.uint64 if wide else np.uint32)
+    values, raster = (rng.standard_normal(n).astype(np.float32) for n in (positions.size, size))
+    got = device.upload(raster)
+    launchers.put_numbers(device, device.upload(positions), device.upload(values), got)
+    raster[positions] = values
+    assert np.array_equal(raster, device.download(got))
+
+
+@few
+@given(
+    rows=st.integers(1, 80),
+    columns=st.integers(1, 80) | st.sampled_from((128, 144, 200)),
+    tile=st.sampled_from((1, 7, 33)) | st.sampled_from((8, 16, 32, 64)),
+    dtype=DTYPE,
+    seed=SEED,
 )
 def test_inverse_dct_is_scipys_within_rounding(
     device: Device, rows: int, columns: int, tile: int, dtype: str, seed: int
@@ -141,6 +170,13 @@ def test_what_does_not_fit_is_refused() -> None:
         launchers.store(device, device.zeros((9,), np.float32)[1:], np.zeros(8, np.float16), 0)
     with pytest.raises(UsageError, match="thread block"):
         launchers.inverse_dct(device, x.reshape(1, 8), x.reshape(1, 8), 0, launchers.MAX_TILE + 1)
+    deal, starts, offsets = Deal(8, 2, 0), np.zeros(2, np.uint64), np.zeros(1, np.uint16)
+    with pytest.raises(UsageError, match="8 were dealt"):
+        launchers.collect_shares(device, x[:7], starts, offsets, deal, x)
+    with pytest.raises(UsageError, match="vector of 1 uint16"):
+        launchers.collect_shares(device, x, starts, offsets.astype(np.int64), deal, x)
+    with pytest.raises(UsageError, match="vector of 8 uint32"):
+        launchers.put_numbers(device, np.zeros(8, np.int64), x, x)
     with pytest.raises(UsageError, match="cannot go"):
         planes_launch.kernels_for(3, 3)
     with pytest.raises(ValueError, match="impossible launch"):

@@ -26,6 +26,7 @@ _DAMAGED = "hardening/test_damaged_stores.py::"
 _SPLICES = "hardening/test_splices.py::"
 _NAMES = "hardening/test_names.py::"
 _FORGERY = "hardening/test_forgery.py::"
+_ON_DEVICE = "cuda/test_frames.py::"
 _BOMB = "hardening/test_bombs.py::test_bomb"
 _FRAMES = "test_compression.py::test_frames_that_hide_their_size_or_carry_more"
 _LIES = "formats/test_safetensors.py::test_lies_are_format_errors"
@@ -106,6 +107,9 @@ MANIFEST: Final = (
 )  # fmt: skip
 
 PAYLOADS: Final = (
+    Guard("kernels/frames.py", "stated != size or size == 0", "False", _ON_DEVICE + "test_what_is_no_whole_frame_of_its_size_never_reaches_a_decoder"),
+    Guard("kernels/frames.py", "if not last or at + (_CHECKSUM if parameters.has_checksum else 0) != view.nbytes:", "if False:", _ON_DEVICE + "test_what_is_no_whole_frame_of_its_size_never_reaches_a_decoder"),
+    Guard("kernels/frames.py", "if list(got) != list(raw_bytes):", "if False:", _ON_DEVICE + "test_a_frame_that_yields_another_size_than_it_states_is_refused"),
     Guard("compression.py", "if memoryview(data).nbytes != raw_bytes:", "if False:", _FRAMES),
     Guard("compression.py", "if zstandard.frame_content_size(data) != raw_bytes:", "if False:", _BOMB),
     Guard("compression.py", ", allow_extra_data=False", "", _FRAMES),

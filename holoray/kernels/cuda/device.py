@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,6 @@ from holoray.kernels.device import Geometry
 
 _STATIC_LIMIT = 48 << 10
 """Dynamic shared memory beyond this has to be asked for."""
-
-
 _NO_MEMORY = 2
 """cudaErrorMemoryAllocation, for which CuPy has no name."""
 
@@ -32,12 +31,15 @@ class CudaDevice:
         self.multiprocessors = int(self._device.attributes["MultiProcessorCount"])
         self._modules: dict[str, Any] = {}
 
+    @property
+    def stream(self) -> int:
+        """The stream that work is queued on now, as the address that CUDA libraries take."""
+        with self._device:
+            return int(self._cupy.cuda.get_current_stream().ptr)
+
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
-        try:
-            with self._device:
-                return self._cupy.zeros(shape, dtype)
-        except self._cupy.cuda.memory.OutOfMemoryError as error:
-            raise CapacityError(f"no room on {self._device}: {error}", hint="free memory there, or load less") from None
+        with self._device, self._room():
+            return self._cupy.zeros(shape, dtype)
 
     def segment(self, nbytes: int) -> Any:
         # Not of CuPy's pool, whose allocations hold other arrays, too: a handle opens the whole allocation.
@@ -93,9 +95,26 @@ class CudaDevice:
                 function.max_dynamic_shared_size_bytes = geometry.shared_bytes
             function((geometry.grid,), (geometry.block,), tuple(arguments), shared_mem=geometry.shared_bytes)
 
+    def matmul(self, a: Any, b: Any) -> Any:
+        with self._device, self._room():
+            return self._cupy.ascontiguousarray(self._cupy.matmul(a, b))
+
+    def inverse_dct(self, coefficients: Any, axes: tuple[int, int]) -> Any:
+        with self._device, self._room():
+            weights = xp.fft().idctn(coefficients, type=2, axes=axes, norm="ortho")
+            # The library hands out whatever order of axes its last transform left.
+            return self._cupy.ascontiguousarray(weights, self._cupy.float32)
+
     def synchronize(self) -> None:
         with self._device:
             self._cupy.cuda.get_current_stream().synchronize()
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
+        except self._cupy.cuda.memory.OutOfMemoryError as error:
+            raise CapacityError(f"no room on {self._device}: {error}", hint="free memory there, or load less") from None
 
     def _module(self, name: str) -> Any:
         if name not in self._modules:

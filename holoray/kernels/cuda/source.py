@@ -10,9 +10,11 @@ from holoray.errors import UsageError
 
 MODULES: Final = {
     "cast": ("common.cuh", "cast.cu"),
+    "deal": ("common.cuh", "deal.cu"),
     "dequant": ("common.cuh", "dequant.cu"),
     "rotation": ("common.cuh", "rotation.cu"),
     "dct": ("common.cuh", "dct.cu"),
+    "dct_tiles": ("common.cuh", "dct_tiles.cu"),
     "planes": ("common.cuh", "planes.cuh", "planes.cu"),
     "planes_refine": ("common.cuh", "planes.cuh", "planes_refine.cu"),
 }
