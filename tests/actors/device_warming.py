@@ -39,11 +39,11 @@ def on_host(kind: Any) -> Any:
 def register() -> None:
     """In a worker: kernels of `planes` are their twins on the CPU, which need not be compiled from C++.
 
-    State that outlives a generation is tested with codecs of the CPU where weights are not made on a device yet.
+    State that outlives a generation is tested with codecs of the CPU, for the same reason.
     """
     vars(device_accumulators)["launch"] = lambda device, runs: launch_on_cpu(runs)
-    registry.DEVICE_ACCUMULATORS.setdefault("spectral", on_host(SpectralAccumulator))
-    registry.DEVICE_ACCUMULATORS.setdefault("lowrank", on_host(LowRankAccumulator))
+    registry.DEVICE_ACCUMULATORS["spectral"] = on_host(SpectralAccumulator)
+    registry.DEVICE_ACCUMULATORS["lowrank"] = on_host(LowRankAccumulator)
 
 
 def make_device() -> CpuDevice:

@@ -13,9 +13,13 @@ from benchmarks import gpu
 def test_every_row_of_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "REPEATS", 1)
     device = kernels_on_cpu()
-    rows: list[gpu.Row | gpu.Beside] = []
-    rows += [*gpu.finalizers(device, 4096), *gpu.quantised(device, 4096), *gpu.planes(device, 500)]
-    rows += [*gpu.transforms(device, 4096), *gpu.zstd(install(monkeypatch), (1, 3), 1000)]
+    rows = [
+        *gpu.finalizers(device, 4096),
+        *gpu.quantised(device, 4096),
+        *gpu.transforms(device, 4096),
+        *gpu.planes(device, 500),
+        *gpu.zstd(install(monkeypatch), (1, 3), 1000),
+    ]
     assert len(rows) == 20
     for row in rows:
         assert ("GB/s" in row.line(gpu.copy_speed(device, 4096))) == isinstance(row, gpu.Row)
