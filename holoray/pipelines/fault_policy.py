@@ -16,7 +16,9 @@ class FaultPolicy:
     """
 
     skip_corrupted: bool = False
-    """Go on without fragments of which no source has an honest copy, and without those that require them."""
+    """Go on without fragments of which no source has an honest copy, and without those that require them.
+
+    Every source must have said so: whoever does not answer may have what the others lack."""
     min_quality: float = 0.0
     """With `skip_corrupted`: QualityError if the load ends below this quality (1: everything)."""
 

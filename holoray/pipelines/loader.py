@@ -57,7 +57,8 @@ class Loader:
         skips what is corrupted, the quality reached may be below the target; QualityError below its `min_quality`.
         """
         target = target or Target()
-        keys = [key for key in select(self._manifest, target) if not self._progress.has(key)]
+        wanted = select(self._manifest, target, skip_lost=self._policy.skip_corrupted)
+        keys = [key for key in wanted if not self._progress.has(key)]
         _check_store(self._store, self._manifest, self._policy)
         _check_memory(self._manifest)
         self._pipeline.run(units(self._manifest, keys), self, self._progress.callback(on_fragment))
@@ -163,7 +164,7 @@ def load_to_file(
     """
     policy = policy or FaultPolicy()
     outlet = _outlet(manifest, dequantise, policy)
-    keys = select(manifest, target)
+    keys = select(manifest, target, skip_lost=policy.skip_corrupted)
     _check_store(store, manifest, policy)
     progress = Progress(manifest)
     pipeline = _pipeline(store, manifest, strict, meter, policy)

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -250,6 +250,17 @@ class SourcePool(ReadOnlyStore):
 
     def names(self) -> Iterator[str]:
         return iter(self._first(lambda store: list(store.names()), "the list of files"))
+
+    def unreadable(self, names: Sequence[str]) -> Mapping[str, str]:
+        """The blobs that no source has, and what the last one says: one that does not answer may have them."""
+        lost: Mapping[str, str] = dict.fromkeys(names, "")
+        for store in self._stores:
+            try:
+                found = store.unreadable(list(lost)) if lost else {}
+            except SourceError:
+                return {}
+            lost = {name: found[name] for name in lost if name in found}
+        return lost
 
     def _first(self, ask: Callable[[Store], T], what: str) -> T:
         """The answer of the first source that gives one; a wrong digest is only raised if nobody has a better one."""

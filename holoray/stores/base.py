@@ -82,7 +82,7 @@ Check = Callable[[int, memoryview], IntegrityError | None]
 
 
 class Store(ABC):
-    """Named blobs. A missing one raises SourceError; `create` makes a blob visible only when it is whole and safe.
+    """Named blobs. A missing one raises MissingError; `create` makes a blob visible only when it is whole and safe.
 
     `uri` names it in messages and holds no credentials. `remote`: its bytes come over a network, so sha256 is checked.
     `in_process`: no other process can see it.

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 from pyarrow import fs
 
-from holoray.errors import CapacityError, HolorayError, SourceError, UsageError
+from holoray.errors import CapacityError, HolorayError, MissingError, SourceError, UsageError
 from holoray.files import NO_ROOM
 from holoray.stores.uri import public, redacted, scheme_of, split
 
@@ -68,7 +68,7 @@ def _translated(error: Exception, doing: str, uri: str) -> HolorayError:
     if isinstance(error, pa.ArrowInvalid):
         return UsageError(f"{what}: {why}", hint="is the URI right?")
     if isinstance(error, FileNotFoundError) or _says(error, _MISSING):
-        return SourceError(f"{what}: not found", hint="is the URI right?", source=public(uri))
+        return MissingError(f"{what}: not found", hint="is the URI right?", source=public(uri))
     if isinstance(error, PermissionError) or _says(error, _DENIED):
         return SourceError(f"{what}: {why}", hint="check the credentials and permissions", source=public(uri))
     return SourceError(f"{what}: {why}", hint="check the address, the network and the credentials", source=public(uri))

@@ -14,7 +14,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, ProtocolError, TimeoutError
 from urllib3.util import make_headers, parse_url
 
-from holoray.errors import SourceError
+from holoray.errors import MissingError, SourceError
 from holoray.stores import redirects
 from holoray.stores.base import MANIFEST, ROOT
 from holoray.stores.limits import ReadLimits
@@ -192,7 +192,8 @@ class HttpStore(ServedStore):
 
     def _refused(self, name: str, status: int) -> SourceError:
         if status in _MISSING:
-            return self._error(name, f"not found (HTTP status {status})", "is the URL right?")
+            message = f"{self.uri}/{name}: not found (HTTP status {status})"
+            return MissingError(message, hint="is the URL right?", source=self.uri)
         if status in _DENIED:
             hint = "check the credentials and permissions"
             return self._error(name, f"the server refuses it (HTTP status {status})", hint)

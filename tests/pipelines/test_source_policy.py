@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from source_simulator import Simulation, World, make_spans, simulate
 
-from holoray.errors import IntegrityError, SourceError, UsageError
+from holoray.errors import IntegrityError, MissingError, SourceError, UsageError
 from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.source_book import OVERHEAD_BYTES, SourceBook
 from holoray.pipelines.span_request import Fetch, Landing, SpanRequest
@@ -236,10 +236,10 @@ def test_spans_are_what_the_simulator_thinks() -> None:
 # -- what an answer means --------------------------------------------------------------------------------------------
 
 
-def _one_piece(*priorities: int, parts: int = 2) -> tuple[SourceBook, SpanRequest]:
+def _one_piece(*priorities: int, parts: int = 2, **policy: Any) -> tuple[SourceBook, SpanRequest]:
     """A request of one span, all of which fits into one fetch."""
     span = Span("f", 0, memoryview(b""), [Part(i, 1000 * i, 1000 * i + 1000) for i in range(parts)])
-    sources = book(*priorities)
+    sources = book(*priorities, **policy)
     return sources, SpanRequest(sources, [span], 0.0)
 
 
@@ -295,6 +295,47 @@ def test_a_hedge_that_comes_later_touches_nothing_that_is_good() -> None:
     assert landing.ranges == ((1000, 2000),)
     assert [part.member for part in landing.parts] == [1]
     assert request.next(1.3) is None
+
+
+def _lacks(request: SpanRequest, fetch: Fetch, now: float, received: int, error: Exception | None) -> None:
+    landing = request.ended(now, fetch.attempt.number, received, error)
+    assert landing is not None
+    request.checked(now, fetch.attempt.number, landing, {})
+
+
+@pytest.mark.fault("missing")
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("error", [None, MissingError("no such file")], ids=["short", "missing"])
+def test_what_no_source_has_is_known_at_once(error: Exception | None, skip: bool) -> None:
+    sources, request = _one_piece(0, 1, skip_corrupted=skip)
+    _lacks(request, _fetch(request, 0.0), 0.1, 1000, None)
+    rest = _fetch(request, 0.1)
+    assert (rest.attempt.source, rest.start, rest.stop) == (1, 1000, 2000)
+    _lacks(request, rest, 0.2, 0, error)
+    if skip:
+        assert request.next(0.2) is None
+        assert set(request.corrupt) == {1}
+    else:
+        with pytest.raises(SourceError, match=r"s0 \(healthy\): f ends at byte 1000; s1"):
+            request.next(0.2)
+    assert [sources.state(source, 0.2) for source in sources.sources] == ["healthy", "healthy"]
+
+
+@pytest.mark.fault("missing")
+def test_what_a_silent_source_may_have_is_not_corrupt() -> None:
+    _, request = _one_piece(0, 1, skip_corrupted=True, max_retries=2)
+    _lacks(request, _fetch(request, 0.0), 0.1, 0, MissingError("no such file"))
+    now = 0.1
+    with pytest.raises(SourceError, match=r"s1 \(open\): broke"):
+        for _ in range(100):
+            action = request.next(now)
+            if isinstance(action, Fetch):
+                assert action.attempt.source == 1
+                _answer(request, action, now, 0)
+            else:
+                assert action is not None
+                now = action
+    assert not request.corrupt
 
 
 def test_wrong_everywhere_is_corrupt_and_convicts_nobody() -> None:

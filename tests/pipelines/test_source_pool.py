@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from serving import served
 import holoray
 from holoray import FaultPolicy, Faults, FaultySource, SourcePool
 from holoray.errors import IntegrityError, QualityError, SourceError, UsageError
+from holoray.fragment import FragmentEntry
 from holoray.pipelines.api import load_file
 from holoray.pipelines.plan import Target
 from holoray.pipelines.sealed_store import SealedStore
@@ -197,6 +200,76 @@ def _corrupted(copy: MemoryStore, sealed: SealedStore, tensor: str, index: int) 
     blob[entry.offset] ^= 1
     store.blobs = copy.blobs | {name: bytes(blob)}
     return store
+
+
+def _quality_without(sealed: SealedStore, lost: Callable[[FragmentEntry], bool]) -> float:
+    """What is left without some fragments, and without what requires them, from the gains of the manifest."""
+    error = total = 0.0
+    for tensor in sealed.manifest.tensors:
+        gone: set[int] = set()
+        for entry in tensor.fragments:  # a prerequisite comes before what requires it
+            if lost(entry) or entry.requires in gone:
+                gone.add(entry.index)
+                error += entry.gain
+            total += entry.gain
+    return 1 - error / total
+
+
+@pytest.mark.fault("missing")
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("cut", ["truncated", "missing"])
+def test_a_file_that_is_short_everywhere(cut: str, count: int, model: Model, tmp_path: Path) -> None:
+    """As if what is behind its end were corrupt, and at once; but not while somebody is silent who may have it."""
+    holoray.encode(model, tmp_path / "0")
+    whole = holoray.open(tmp_path / "0")
+    number = whole.manifest.files[-1].number
+    file, end = tmp_path / "0" / fragment_file(number), 0
+    if cut == "missing":
+        file.unlink()
+    else:
+        end = file.stat().st_size // 2
+        os.truncate(file, end)
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    places = [tmp_path / str(i) for i in range(count)]
+    skipping = FaultPolicy(skip_corrupted=True)  # patience and breakers of everybody
+    loader = holoray.open(*places, fault_policy=skipping).loader()
+    expected = _quality_without(whole, lambda e: e.file == number and e.offset + e.stored_bytes > end)
+    assert 0 < expected < 1
+    assert loader.load().ratio == pytest.approx(expected, abs=1e-12)
+    reached = load_file(holoray.open(*places, fault_policy=skipping), tmp_path / "out.safetensors")
+    assert reached.skipped == whole.manifest.fragment_count - loader.fragments_read > 0
+    with pytest.raises(SourceError, match="no healthy source"):
+        holoray.open(*places, fault_policy=FaultPolicy()).load()
+    silent = source(_memory_copy(tmp_path / "1"), "silent", dies_after=0)
+    impatient = replace(QUICK, skip_corrupted=True, patience_s=0.2)
+    with pytest.raises(SourceError, match="silent is dead"):
+        holoray.open(*places, silent, fault_policy=impatient).load()
+
+
+def _memory_copy(path: Path) -> MemoryStore:
+    store = MemoryStore()
+    store.blobs = {file.name: file.read_bytes() for file in path.iterdir()}
+    return store
+
+
+@pytest.mark.fault("lost-share")
+def test_shares_that_are_lost_are_skipped(model: Model) -> None:
+    """Files of which too few shares are left are lost, unless another source has them or may have them."""
+    shares = holoray.Shares.usable(4, 2, 3)
+    places = [MemoryStore(f"memory:{i}") for i in range(4)]
+    holoray.encode(model, holoray.ShareTarget(places, shares), threads=1)
+    few, others = holoray.open_shares(places[:2]), holoray.open_shares(places[1:3])
+    skipping = replace(QUICK, skip_corrupted=True)
+    sealed = holoray.open(few, others, fault_policy=skipping)
+    lost = set(sealed.manifest.lost)
+    assert lost == set(holoray.open(few).manifest.lost)
+    assert lost
+    expected = _quality_without(sealed, lambda e: e.file in lost)
+    assert sealed.loader().load().ratio == pytest.approx(expected, abs=1e-12)
+    for policy in (QUICK, replace(skipping, min_quality=expected + 1e-9)):
+        with pytest.raises(QualityError, match=f"quality {expected:.5f}"):
+            holoray.open(few, fault_policy=policy).load()
+    assert_exact(holoray.open(few, holoray.open_shares(places), fault_policy=QUICK).load(), model)
 
 
 @pytest.mark.fault("lying-source", "missing")
