@@ -237,7 +237,7 @@ class SourceBook:
             source.counts["hedged_bytes"] += nbytes
         slowest = source.slowness or min((s.slowness for s in self.sources if s.slowness), default=math.inf)
         expected = source.expected_s(0, now, slowest)
-        late = min(max(_LATE * expected, _MIN_LATE_S), self.policy.deadline_s)
+        late = min(max(_LATE * expected, _MIN_LATE_S), self.policy.deadline_of(source.in_flight_bytes))
         return Attempt(self._attempts, number, nbytes, now, now + late, source.in_flight, hedge)
 
     def arrived(self, now: float, attempt: Attempt) -> None:

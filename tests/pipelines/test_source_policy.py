@@ -135,6 +135,22 @@ def test_hedges_wait_for_the_tail_and_keep_to_their_budget() -> None:
     assert book(0, 0, hedge_share=0).choose_hedge(9.0, slow, ()) is None
 
 
+@pytest.mark.fault("slow-source")
+def test_the_deadline_grows_with_what_is_asked_for() -> None:
+    """Else nobody could ever give a fragment that takes longer."""
+    sources = book(0, 0, deadline_s=1.0, slowest_bytes_per_s=1e6)
+    assert sources.begin(0.0, 0, 10**6).late_at == pytest.approx(2.0)
+    assert sources.begin(0.0, 0, 10**6).late_at == pytest.approx(3.0)  # they share the way
+    taught(sources, 1, 100e6)
+    assert sources.begin(0.0, 1, 10**6).late_at == pytest.approx(2.0)  # eight times the expected, and 2 s at least
+    span = Span("f", 0, memoryview(b""), [Part(0, 0, 10**7)])
+    request = SpanRequest(book(0, deadline_s=1.0, slowest_bytes_per_s=1e6), [span], 0.0)
+    fetch = _fetch(request, 0.0)
+    assert request.next(10.9) == pytest.approx(11.0)
+    _answer(request, fetch, 10.9, 10**7)
+    assert request.next(10.9) is None
+
+
 def test_lies_need_proof_and_suspicion_does_not() -> None:
     sources = book(0, 0)
     taught(sources, 0, 100e6)
