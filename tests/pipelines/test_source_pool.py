@@ -317,6 +317,20 @@ def test_corrupt_everywhere(count: int, model: Model, tmp_path: Path) -> None:
     enough.load()
 
 
+@pytest.mark.fault("lying-source")
+def test_a_mandatory_tensor_cannot_be_skipped(model: Model, tmp_path: Path) -> None:
+    """Integers have no energy: without them the quality would be 1 all the same."""
+    copy = MemoryStore()
+    holoray.encode(model, copy)
+    bad = _corrupted(copy, holoray.open(copy), "position_ids", 0)
+    sealed = holoray.open(bad, fault_policy=replace(QUICK, skip_corrupted=True))
+    for load in (sealed.load, lambda: load_file(sealed, tmp_path / "out.safetensors")):
+        with pytest.raises(QualityError, match="no quality can be had") as caught:
+            load()
+        assert caught.value.tensor == "position_ids"
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_a_corrupt_landing_leaves_zeros(model: Model) -> None:
     copy = MemoryStore()
     holoray.encode(model, copy, codec="raw", compression="none")
