@@ -20,7 +20,7 @@ from holoray.stores.base import MANIFEST, ROOT
 from holoray.stores.limits import ReadLimits
 from holoray.stores.read_only import ServedStore
 from holoray.stores.redirects import Hop, Objection
-from holoray.stores.timed_http import pool_manager
+from holoray.stores.timed_http import peer_of, pool_manager
 from holoray.stores.uri import join, public, split
 
 _MISSING: Final = (404, 410)
@@ -146,9 +146,10 @@ class HttpStore(ServedStore):
             location = response.headers.get("Location")
             if response.status not in redirects.STATUSES or location is None:
                 return response
+            peer = peer_of(response)
             _finish(response)
             response.release_conn()
-            target = redirects.follow(hop, location)
+            target = redirects.follow(hop, location, peer)
             if isinstance(target, Objection):
                 raise self._error(name, target.why, "is the URL right? Use the address where the store really is")
             hop = target
