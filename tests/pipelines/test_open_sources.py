@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import holoray
 from holoray import FaultPolicy, Faults, FaultySource, SourceSpec
 from holoray.errors import FormatError, HolorayError, IntegrityError, SourceError, UsageError
 from holoray.pipelines.open_sources import read_sources
+from holoray.pipelines.sealed_store import SealedStore
 from holoray.stores import MANIFEST, MemoryStore
 
 
@@ -54,6 +56,16 @@ def test_a_source_that_is_away_may_come_back(caplog: pytest.LogCaptureFixture) -
         if sealed.stats()[0].state == "healthy":
             break
     assert sealed.stats()[0].received_bytes > 0
+
+
+@pytest.mark.fault("dying-source")
+def test_a_file_system_that_cannot_be_reached_is_a_source_that_is_away(tmp_path: Path) -> None:
+    """Also where a worker opens the sources that the driver saw well."""
+    holoray.encode({"w": np.ones((64, 64), np.float32)}, tmp_path / "near", codec="raw")
+    sealed = holoray.open("hdfs://127.0.0.1:1/a", tmp_path / "near")
+    assert [s.state for s in sealed.stats()] == ["open", "healthy"]
+    pool = pickle.loads(pickle.dumps(sealed.store))  # noqa: S301
+    assert (SealedStore(pool).load()["w"] == 1).all()
 
 
 def test_nobody_answers() -> None:
