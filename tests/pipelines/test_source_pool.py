@@ -170,6 +170,53 @@ def test_a_stalled_source_does_not_keep_a_store_from_opening(
             released.set()
 
 
+class Silent(MemoryStore):
+    """Answers what is asked of a file once it may."""
+
+    def __init__(self, copy: MemoryStore, uri: str, name: str) -> None:
+        super().__init__(uri)
+        self.blobs, self.name = dict(copy.blobs), name
+        self.asked, self.released, self.answered = threading.Event(), threading.Event(), threading.Event()
+
+    def read_into(self, name: str, offset: int, out: memoryview) -> int:
+        if name != self.name:
+            return super().read_into(name, offset, out)
+        self.asked.set()
+        self.released.wait(100)
+        out[:] = b"x" * out.nbytes
+        self.answered.set()
+        return out.nbytes
+
+
+@pytest.mark.fault("slow-source")
+def test_a_manifest_is_read_from_whoever_gives_it(
+    copy: MemoryStore, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holoray.pipelines.source_pool._GRACE_S", 0.01)
+    silent, more = Silent(copy, "silent", "manifest.arrow"), Silent(copy, "more", "manifest.arrow")
+    try:
+        sealed = holoray.open(silent, source(copy, "good"), fault_policy=QUICK)
+        assert silent.asked.is_set()
+        assert_exact(sealed.load(), model)
+        quick = replace(QUICK, deadline_s=0.05, slowest_bytes_per_s=1e12)
+        with pytest.raises(SourceError, match=r"silent .*no answer within .*more .*no answer within"):
+            holoray.open(silent, more, fault_policy=quick)
+    finally:
+        silent.released.set()
+        more.released.set()
+
+
+def test_who_comes_late_changes_nothing(copy: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holoray.pipelines.source_pool._GRACE_S", 0.01)
+    late = Silent(copy, "late", fragment_file(1))
+    pool = pool_of(holoray.open(late, source(copy, "good"), fault_policy=QUICK))
+    out = bytearray(1000)
+    assert pool.read_into(fragment_file(1), 8, memoryview(out)) == 1000
+    late.released.set()
+    assert late.answered.wait(100)
+    assert out == copy.blobs[fragment_file(1)][8:1008]
+
+
 # -- when nobody can help ----------------------------------------------------------------------------------------
 
 
