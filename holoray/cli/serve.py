@@ -22,7 +22,7 @@ def run_serve(out: Output, store: str, *, token_env: str | None, metrics_port: i
     # Blocked before the server's threads begin, which inherit it: a signal then waits for `sigwait`.
     signal.pthread_sigmask(signal.SIG_BLOCK, _END)
     with serve(store, token=token, **options) as server:
-        metrics = None if metrics_port is None else MetricsServer(server.metrics, metrics_port)
+        metrics = None if metrics_port is None else _metrics(server, metrics_port)
         where = f"serving {shown(open_store(store).uri)} at {server.uri}"
         out.result(
             {"uri": server.uri, "root": server.root, "metrics": metrics and metrics.url},
@@ -33,6 +33,14 @@ def run_serve(out: Output, store: str, *, token_env: str | None, metrics_port: i
         if metrics is not None:
             metrics.close()
         _end(server)
+
+
+def _metrics(server: StoreServer, port: int) -> MetricsServer:
+    try:
+        return MetricsServer(server.metrics, port)
+    except OSError as error:
+        hint = "choose another --metrics-port; 0 is any free one"
+        raise UsageError(f"metrics cannot be served on port {port}: {error.strerror}", hint=hint) from None
 
 
 def _end(server: StoreServer) -> None:

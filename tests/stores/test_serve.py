@@ -30,6 +30,7 @@ import holoray
 from holoray.cli.output import Output
 from holoray.cli.serve import run_serve
 from holoray.errors import IntegrityError, SourceError, UsageError
+from holoray.metrics import JobMetrics, MetricsServer
 from holoray.pipelines import serve as serving
 from holoray.pipelines.loader import Loader
 from holoray.stores import FlightStore, LocalStore, MemoryStore, ReadLimits, Store
@@ -193,6 +194,16 @@ def test_what_the_command_refuses(store: Path) -> None:
     assert "TLS and a token" in done.stderr
     with pytest.raises(UsageError, match="no HOLORAY_NO_SUCH"):
         run_serve(Output(json=True, quiet=True), str(store), token_env="HOLORAY_NO_SUCH", metrics_port=None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        options = ["--port", "0", "--metrics-port", str(taken.getsockname()[1])]
+        done = subprocess.run([*line[:5], *options], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "metrics cannot be served on port" in done.stderr
+    for port in (-1, 1 << 16):
+        with pytest.raises(UsageError, match=f"there is no port {port}"):
+            MetricsServer(JobMetrics(), port)
 
 
 # -- who may read -----------------------------------------------------------------------------------------
