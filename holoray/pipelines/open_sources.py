@@ -85,9 +85,9 @@ def open_places(places: Sequence[Place], expect: str | None = None, policy: Faul
 def _refuse_twins(stores: Sequence[Store]) -> None:
     seen: set[str] = set()
     for store in stores:
-        if store.uri in seen and not store.in_process:
+        if store.location in seen and not store.in_process:
             raise UsageError(f"{store.uri} is named twice", hint="each source once")
-        seen.add(store.uri)
+        seen.add(store.location)
 
 
 def _roots_of(places: Sequence[Store]) -> tuple[list[Store], list[str | HolorayError]]:

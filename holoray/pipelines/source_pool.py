@@ -95,8 +95,8 @@ class SourcePool(ReadOnlyStore):
         self.remote = len(sources) > 1 or self._stores[0].remote
         self.in_process = any(store.in_process for store in self._stores)
         self._clock = clock
-        names = [(store.uri, priority) for store, priority in sources]
-        self._book = SourceBook(names, self.policy, rng or random.Random())
+        named = list(zip(_distinct([store.uri for store in self._stores]), self._priorities, strict=True))
+        self._book = SourceBook(named, self.policy, rng or random.Random())
         self._memory = ByteBudget(2 * self.policy.budget_bytes)  # the book keeps to its budget: this one never blocks
         self._changed = threading.Condition()
         self._reported: Counter[tuple[str, str]] = Counter()
@@ -312,6 +312,12 @@ class SourcePool(ReadOnlyStore):
 
 def _unpickled(sources: Sequence[tuple[Store, int]], policy: FaultPolicy, root: str) -> SourcePool:
     return SourcePool(sources, policy, root=root)
+
+
+def _distinct(uris: Sequence[str]) -> list[str]:
+    """A name for each: endpoints of one bucket, say, differ in what no message shows."""
+    before = [uris[:i].count(uri) for i, uri in enumerate(uris)]
+    return [f"{uri} ({n + 1})" if n else uri for uri, n in zip(uris, before, strict=True)]
 
 
 def _names_of(spans: Sequence[Span]) -> str:

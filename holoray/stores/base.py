@@ -92,6 +92,11 @@ class Store(ABC):
     remote: bool = False
     in_process: bool = False
 
+    @property
+    def location(self) -> str:
+        """What tells its place from all others: the URI with what `uri` leaves out, so it is for no message."""
+        return self.uri
+
     @abstractmethod
     def size(self, name: str) -> int:
         """Bytes of a blob."""

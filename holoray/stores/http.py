@@ -58,6 +58,10 @@ class HttpStore(ServedStore):
         self._login = _login(parts.username, parts.password)
         self._pools = pool_manager(self.limits)
 
+    @property
+    def location(self) -> str:
+        return self._location
+
     def __reduce__(self) -> tuple[object, ...]:
         return _reopened, (self._location, self.limits)
 

@@ -46,6 +46,10 @@ class RemoteStore(Store):
         self._idle: defaultdict[str, list[Any]] = defaultdict(list)
         self._lending = threading.Lock()
 
+    @property
+    def location(self) -> str:
+        return self._location
+
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self._location,)
 

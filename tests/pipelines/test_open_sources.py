@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from holoray import FaultPolicy, Faults, FaultySource, SourceSpec
 from holoray.errors import FormatError, HolorayError, IntegrityError, SourceError, UsageError
 from holoray.pipelines.open_sources import read_sources
 from holoray.pipelines.sealed_store import SealedStore
-from holoray.stores import MANIFEST, MemoryStore
+from holoray.stores import MANIFEST, MemoryStore, RemoteStore
 
 
 def made(name: str, seed: int = 0) -> MemoryStore:
@@ -91,6 +92,21 @@ def test_the_same_place_twice_is_a_mistake(tmp_path: Path) -> None:
     holoray.encode({"w": np.zeros(3, np.float32)}, tmp_path / "a")
     with pytest.raises(UsageError, match="named twice"):
         holoray.open(tmp_path / "a", str(tmp_path / "a"))
+
+
+def test_two_endpoints_may_have_one_bucket(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What tells them apart is in no message, so they are numbered."""
+    holoray.encode({"w": np.zeros(3, np.float32)}, tmp_path / "a")
+    ends = [f"s3://k:hidden@b/m?endpoint_override=127.0.0.1:{port}&scheme=http&region=x" for port in (1, 2)]
+    down = {name: mock.Mock(side_effect=SourceError("down")) for name in ("read", "exists", "folders")}
+    with mock.patch.multiple(RemoteStore, **down):
+        sealed = holoray.open(*ends, tmp_path / "a")
+    assert [s.source for s in sealed.stats()] == ["s3://b/m", "s3://b/m (2)", str(tmp_path / "a")]
+    assert "hidden" not in caplog.text
+    for twins in ([ends[0], ends[0]], [f"{tmp_path}/a", f"{tmp_path}/./a/"]):
+        with pytest.raises(UsageError, match="named twice") as caught:
+            holoray.open(*twins)
+        assert "hidden" not in caught.value.message
 
 
 def test_priorities_decide_who_is_asked() -> None:
