@@ -23,7 +23,7 @@ from holoray.fragment import FragmentEntry
 from holoray.pipelines.api import load_file
 from holoray.pipelines.plan import Target
 from holoray.pipelines.sealed_store import SealedStore
-from holoray.stores import LocalStore, MemoryStore, fragment_file
+from holoray.stores import LocalStore, MemoryStore, Store, WrappedStore, fragment_file
 from holoray.tensor import Array
 
 Model = dict[str, Array]
@@ -415,6 +415,23 @@ def test_a_single_local_store_is_read_as_ever(tmp_path: Path, model: Model) -> N
     assert not any("holoray-source" in names for names in seen)  # no thread besides those of the pipeline
     assert threading.active_count() == before
     assert not one.strict
+
+
+def test_a_wrapper_passes_everything_on(copy: MemoryStore, model: Model) -> None:
+    """Also what a store of several copies or shares does itself; unless the wrapper has reads of its own."""
+    questions = {name for name in vars(Store) if not name.startswith("_")} - {"uri", "remote", "in_process"}
+    assert questions <= set(vars(WrappedStore))
+    liar, good = source(copy, "liar", lies=1.0), source(copy, "good")
+    pool = pool_of(holoray.open(liar, good, fault_policy=QUICK))
+    assert_exact(SealedStore(WrappedStore(pool)).load(), model)
+    with pytest.raises(IntegrityError):
+        SealedStore(FaultySource(WrappedStore(pool), Faults(lies=1.0))).load()
+    places = [MemoryStore(f"memory:{i}") for i in range(4)]
+    holoray.encode(model, holoray.ShareTarget(places, holoray.Shares.usable(4, 2, 3)), threads=1)
+    few = holoray.open_shares(places[:2])
+    wrapped = SealedStore(WrappedStore(few))
+    assert wrapped.manifest.lost == SealedStore(few).manifest.lost
+    assert wrapped.store.notes() == few.notes()
 
 
 def test_nothing_is_written_through_a_pool(copy: MemoryStore) -> None:
