@@ -109,6 +109,21 @@ def test_two_endpoints_may_have_one_bucket(tmp_path: Path, caplog: pytest.LogCap
         assert "hidden" not in caught.value.message
 
 
+def test_shares_are_no_copies_of_each_other() -> None:
+    places = [MemoryStore(f"memory:{i}") for i in range(4)]
+    weights = {"w": np.ones((64, 64), np.float32)}
+    holoray.encode(weights, holoray.ShareTarget(places, holoray.Shares.usable(4, 2, 3)), threads=1)
+    with pytest.raises(UsageError, match="memory:0 and 2 more are shares of a store") as caught:
+        holoray.open(*places[:3])
+    assert "--share" in caught.value.hint
+    assert "open_shares" in caught.value.hint
+    enough = holoray.open_shares(places[1:])
+    assert (holoray.open(places[0], enough).load()["w"] == 1).all()
+    whole = MemoryStore("whole")
+    whole.blobs = {n: holoray.open(enough).store.read(n, 1 << 30) for n in enough.names()}
+    assert (holoray.open(places[0], places[1], whole).load()["w"] == 1).all()
+
+
 def test_priorities_decide_who_is_asked() -> None:
     first, second = FaultySource(made("first"), Faults()), FaultySource(made("second"), Faults())
     holoray.open(SourceSpec(second, 1), SourceSpec(first, 0)).load()
