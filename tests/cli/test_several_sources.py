@@ -89,6 +89,7 @@ def test_without_an_honest_copy(copies: tuple[Path, Path], model: Model, tmp_pat
         (["load", "a", "out.safetensors", "--min-quality", "0.5"], "--skip-corrupted"),
         (["load", "--sources", "none.toml", "out.safetensors"], "cannot read none.toml"),
         (["warmup"], "Missing argument 'STORE...'"),
+        (["load", "out.safetensors", "--sources", "some.toml", "--share", "a"], "--share is about STORE"),
     ],
 )
 def test_what_makes_no_sense(arguments: list[str], message: str) -> None:
