@@ -367,6 +367,7 @@ def serve(
         str | None, typer.Option(help="Environment variable with the token that clients must show.", metavar="NAME")
     ] = None,
     readers: Annotated[int, typer.Option(help="Ranges sent at once; others wait.")] = 32,
+    share: MoreShares = None,
     metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics; 0 takes a free port.")] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -378,6 +379,7 @@ def serve(
     run_serve(
         out,
         store,
+        shares=share,
         host=host,
         port=port,
         tls_cert=tls_cert,

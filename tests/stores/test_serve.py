@@ -23,6 +23,7 @@ import pyarrow as pa
 import pytest
 from bounds import bounded
 from certificates import make_certificate
+from hostile_http import hangs, hostile
 from pyarrow import flight
 from serving import served
 
@@ -185,6 +186,30 @@ def make_noise(nbytes: int) -> Array:
     import numpy as np
 
     return np.random.default_rng(0).integers(1, 255, nbytes, np.uint8)
+
+
+def test_the_command_can_be_interrupted_while_it_opens_the_store() -> None:
+    with hostile(hangs()) as silent:
+        line = [sys.executable, "-m", "holoray", "serve", silent.url, "--port", "0"]
+        process = subprocess.Popen(line, stderr=subprocess.DEVNULL)
+        try:
+            while not silent.requests:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130  # the server has 30 s to answer
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_the_command_serves_shares_of_several_places(tmp_path: Path, model: Model) -> None:
+    root = holoray.encode(model, tmp_path / "s", shares=holoray.Shares.usable(4, 2, 3)).root
+    one, two, three = (str(tmp_path / "s" / f"share-{i}") for i in (0, 2, 3))
+    with command(Path(one), "--share", two, "--share", three) as server:
+        assert server.said["root"] == root
+        assert same(holoray.open(server.said["uri"]).load(), model)
+        assert server.end(signal.SIGINT) == 0
 
 
 def test_what_the_command_refuses(store: Path) -> None:
