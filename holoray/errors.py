@@ -98,6 +98,10 @@ class SourceError(HolorayError, OSError):
         return self.message
 
 
+class MissingError(SourceError):
+    """The place answers, and does not have what was asked for: asking it again is of no use."""
+
+
 class WorkerLostError(HolorayError):
     """Workers died and no replacement could finish their part."""
 

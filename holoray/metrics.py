@@ -17,6 +17,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from holoray.errors import UsageError
+
 COUNTER: Final = "counter"
 GAUGE: Final = "gauge"
 HISTOGRAM: Final = "histogram"
@@ -185,9 +187,14 @@ def _key(name: str, kind: str, labels: Mapping[str, str]) -> Labels:
 
 
 class MetricsServer:
-    """A `/metrics` endpoint; `port` 0 takes any free one."""
+    """A `/metrics` endpoint; `port` 0 takes any free one.
+
+    Raises UsageError for what is no port, OSError where it cannot listen.
+    """
 
     def __init__(self, metrics: JobMetrics, port: int = 0, address: str = "127.0.0.1") -> None:
+        if port not in range(1 << 16):
+            raise UsageError(f"there is no port {port}", hint="0 to 65535; 0 takes any free port")
         self._server, self._thread = start_http_server(port, addr=address, registry=metrics.registry)
         self.port: int = self._server.server_port
         self.url = f"http://{address}:{self.port}/metrics"

@@ -287,16 +287,17 @@ def load(
             advance(entry.stored_bytes, f"quality {reached:.5f}")
 
         values = asdict(load_file(sealed, target, goal, on_fragment, dequantise=dequantise))
-    stats, skipped = sealed.stats(), values.pop("skipped")
+    stats, skipped, notes = sealed.stats(), values.pop("skipped"), list(sealed.store.notes())
+    of_sources = {"skipped": skipped, "sources": [asdict(source) for source in stats]} if stats else {}
     out.result(
-        values | ({"skipped": skipped, "sources": [asdict(source) for source in stats]} if stats else {}),
+        values | of_sources | {"notes": notes},
         f"{shown(target)}: quality {values['quality']:.6f} ({decibel(values['snr_db'])}) from "
         f"{human_bytes(values['bytes_read'])} in {values['seconds']:.2f} s",
         *([source_table(stats)] if stats else []),
     )
     if skipped:
-        out.warn([f"{skipped} fragments are missing: they, or what they require, are corrupt everywhere"])
-    out.warn(sealed.store.notes())
+        out.warn([f"{skipped} fragments are missing: they, or what they require, are corrupt or missing everywhere"])
+    out.warn(notes)
 
 
 @app.command()
@@ -350,6 +351,7 @@ def warmup(
         f"in {values['seconds']:.2f} s",
         generation_table(values["generations"]),
     )
+    out.warn(values["notes"])
 
 
 @app.command()
@@ -365,6 +367,7 @@ def serve(
         str | None, typer.Option(help="Environment variable with the token that clients must show.", metavar="NAME")
     ] = None,
     readers: Annotated[int, typer.Option(help="Ranges sent at once; others wait.")] = 32,
+    share: MoreShares = None,
     metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics; 0 takes a free port.")] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -376,6 +379,7 @@ def serve(
     run_serve(
         out,
         store,
+        shares=share,
         host=host,
         port=port,
         tls_cert=tls_cert,

@@ -12,6 +12,7 @@ from holoray.errors import UsageError
 from holoray.pipelines.repair import RepairReport, repair
 from holoray.pipelines.share_check import BadPart, bytes_to_check, check_shares
 from holoray.stores import Shares, ShareSet, Store, open_shares, open_store
+from holoray.stores.base import GROUPS
 
 _USABLE_LAYERS = 2.25
 
@@ -30,18 +31,22 @@ def spread(
             raise UsageError("how many shares?", hint="add --shares N")
         return None
     if layer_shares is None:
+        layers = _USABLE_LAYERS if usable_layers is None else usable_layers
+        if not layers < GROUPS:  # NaN too; there are no more layers than groups of files
+            raise UsageError(f"--usable-layers {layers} is too much", hint=f"it must be below {GROUPS}, e.g. 2.25")
         return Shares.usable(
             total,
             (total + 1) // 2 if usable_from is None else usable_from,
             max(total - 1, 1) if exact_from is None else exact_from,
-            _USABLE_LAYERS if usable_layers is None else usable_layers,
+            layers,
         )
     if any(option is not None for option in usable):
         raise UsageError("--layer-shares says it all", hint="leave the other options about layers out")
     try:
-        return Shares(total, tuple(int(part) for part in layer_shares.split(",")))
+        needed = tuple(int(part) for part in layer_shares.split(","))
     except ValueError:
         raise UsageError(f"--layer-shares {layer_shares!r} is no list of numbers", hint="e.g. 4,4,7") from None
+    return Shares(total, needed)
 
 
 def all_shares(store: str, others: Sequence[str] | None) -> Store | str:

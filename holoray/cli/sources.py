@@ -18,8 +18,10 @@ from holoray.pipelines.source_pool import SourceStats
 def places(stores: Sequence[str] | None, file: Path | None, shares: Sequence[str] | None = None) -> tuple[Place, ...]:
     """The sources that are named (the first one may be a share, with others in `shares`), then those of a file.
 
-    Raises UsageError for none.
+    Raises UsageError for none, or for shares that nothing is said to be a share of.
     """
+    if shares and not stores:
+        raise UsageError("--share is about STORE, and none is named", hint="name one of the shares as STORE")
     first: list[Place] = [all_shares(store, shares) for store in (stores or ())[:1]]
     found = (*first, *(stores or ())[1:], *(read_sources(file) if file is not None else ()))
     if not found:

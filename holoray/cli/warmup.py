@@ -60,7 +60,7 @@ def run_warmup(
         with (
             redirect_stdout(sys.stderr),
             warm_up(
-                *places,
+                sealed.store,
                 workers=workers,
                 qualities=qualities,
                 address=address,
@@ -74,9 +74,9 @@ def run_warmup(
             if metrics_port is not None and not out.json and not out.quiet and model.metrics_url:
                 print(f"metrics at {model.metrics_url}", file=sys.stderr)
             last = model.wait(max(qualities))
-            generations = model.generations
+            generations, root = model.generations, model.root
     return {
-        "root": sealed.root,
+        "root": root,
         "tensors": len(sealed.manifest.tensors),
         "fragments": len(planned),
         "bytes_read": last.bytes_read,
@@ -85,6 +85,7 @@ def run_warmup(
         "snr_db": last.snr_db,
         "seconds": last.seconds,
         "generations": [{k: g[k] for k in ("generation", "quality", "bytes_read", "seconds")} for g in generations],
+        "notes": list(sealed.store.notes()),
     }
 
 

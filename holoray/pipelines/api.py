@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from holoray.compression import ZSTD
+from holoray.errors import QualityError
+from holoray.manifest import Manifest
 from holoray.pipelines.encode import EncodeReport, OnTensor
 from holoray.pipelines.encode import encode as encode_with_policy
 from holoray.pipelines.fault_policy import FaultPolicy
@@ -101,7 +103,7 @@ class LoadReport:
     snr_db: float
     seconds: float
     skipped: int = 0
-    """Planned fragments that are not in the result, because they or what they require are corrupt everywhere."""
+    """Planned fragments that are not in the result: they or what they require are corrupt or missing everywhere."""
 
 
 def load_file(
@@ -138,5 +140,13 @@ def load_file(
         relative_error=quality.relative_error,
         snr_db=quality.snr_db,
         seconds=time.perf_counter() - start,
-        skipped=len(select(sealed.manifest, target)) - progress.fragments_read,
+        skipped=_wanted(sealed.manifest, target) - progress.fragments_read,
     )
+
+
+def _wanted(manifest: Manifest, target: Target) -> int:
+    """How many fragments the target takes: of those that are left, or, where these do not do, of all."""
+    try:
+        return len(select(manifest, target))
+    except QualityError:
+        return len(select(manifest.without({}), target))

@@ -16,7 +16,11 @@ class FaultPolicy:
     """
 
     skip_corrupted: bool = False
-    """Go on without fragments of which no source has an honest copy, and without those that require them."""
+    """Go on without fragments of which no source has an honest copy, and without those that require them.
+
+    Mandatory tensors cannot be left out. Every source must have said that it has no such copy: one that does not
+    answer may have what the others lack.
+    """
     min_quality: float = 0.0
     """With `skip_corrupted`: QualityError if the load ends below this quality (1: everything)."""
 
@@ -26,6 +30,8 @@ class FaultPolicy:
     """Seconds without any byte from anywhere before a load gives up."""
     deadline_s: float = 30.0
     """Seconds after which a try is abandoned at the latest; sooner where a source was faster so far."""
+    slowest_bytes_per_s: float = 100e3
+    """For n bytes under way, a source has n / slowest_bytes_per_s seconds more than that."""
 
     backoff_s: float = 0.1
     """Bound of the first wait after a failure; doubles. The wait itself is uniform below it (full jitter)."""
@@ -68,10 +74,14 @@ class FaultPolicy:
         for name in ("breaker_failures", "quarantine_after", "in_flight", "budget_bytes", "min_request_bytes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1", hint="see FaultPolicy")
-        for name in ("patience_s", "deadline_s", "breaker_s", "hedge_factor"):
+        for name in ("patience_s", "deadline_s", "slowest_bytes_per_s", "breaker_s", "hedge_factor"):
             if not getattr(self, name):
                 raise UsageError(f"{name} must be above 0", hint="see FaultPolicy")
         if self.min_quality > 1:
             raise UsageError(f"min_quality {self.min_quality} is above 1", hint="1 means everything")
         if self.max_request_bytes < self.min_request_bytes:
             raise UsageError("max_request_bytes is below min_request_bytes", hint="see FaultPolicy")
+
+    def deadline_of(self, nbytes: int) -> float:
+        """Seconds that a try for so many bytes may take at most."""
+        return self.deadline_s + nbytes / self.slowest_bytes_per_s

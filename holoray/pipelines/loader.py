@@ -19,7 +19,7 @@ from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.ledger import QualityLedger
 from holoray.pipelines.meter import Meter
-from holoray.pipelines.plan import Target, Unit, check_quality_reached, select, units
+from holoray.pipelines.plan import Target, Unit, check_mandatory, check_quality_reached, select, units
 from holoray.pipelines.source_pool import SourcePool
 from holoray.pipelines.verify import check_sizes
 from holoray.quality import Quality
@@ -54,14 +54,16 @@ class Loader:
 
         Raises QualityError or CapacityError before anything is read if the target cannot be met, IntegrityError for
         a damaged fragment, SourceError if no source answers; what was loaded before stays usable. With a policy that
-        skips what is corrupted, the quality reached may be below the target; QualityError below its `min_quality`.
+        skips what is corrupted, the quality reached may be below the target; QualityError below its `min_quality`, or
+        where a mandatory tensor is corrupt.
         """
         target = target or Target()
-        keys = [key for key in select(self._manifest, target) if not self._progress.has(key)]
+        wanted = select(self._manifest, target, skip_lost=self._policy.skip_corrupted)
+        keys = [key for key in wanted if key not in self._progress]
         _check_store(self._store, self._manifest, self._policy)
         _check_memory(self._manifest)
         self._pipeline.run(units(self._manifest, keys), self, self._progress.callback(on_fragment))
-        check_quality_reached(self.quality, target, self._policy)
+        _check_end(self._manifest, self._progress, target, self._policy)
         return self.quality
 
     @property
@@ -103,7 +105,7 @@ class Progress:
         self._lock = threading.Lock()
         self.bytes_read = len(manifest.encoded)
 
-    def has(self, key: Key) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in self._keys
 
     @property
@@ -163,7 +165,7 @@ def load_to_file(
     """
     policy = policy or FaultPolicy()
     outlet = _outlet(manifest, dequantise, policy)
-    keys = select(manifest, target)
+    keys = select(manifest, target, skip_lost=policy.skip_corrupted)
     _check_store(store, manifest, policy)
     progress = Progress(manifest)
     pipeline = _pipeline(store, manifest, strict, meter, policy)
@@ -171,7 +173,7 @@ def load_to_file(
         # Bytes never written read as zeros: the writer allocates the file up front.
         destination = FileDestination(manifest, outlet.before(writer))
         pipeline.run(outlet.order(units(manifest, keys)), destination, progress.callback(on_fragment))
-        check_quality_reached(progress.quality, target, policy)
+        _check_end(manifest, progress, target, policy)
     return progress
 
 
@@ -188,7 +190,7 @@ def load_dequantised(
     """Load to a target into memory, quantised layers as weights; no more than a few layers are there in both forms."""
     policy = policy or FaultPolicy()
     outlet = _outlet(manifest, dequantise, policy)
-    keys = select(manifest, target)
+    keys = select(manifest, target, skip_lost=policy.skip_corrupted)
     _check_store(store, manifest, policy)
     progress = Progress(manifest)
     _check_room(sum(spec.nbytes for spec in outlet.specs))
@@ -196,7 +198,7 @@ def load_dequantised(
     destination = FileDestination(manifest, outlet.before(taken))
     pipeline = _pipeline(store, manifest, strict, None, policy)
     pipeline.run(outlet.order(units(manifest, keys)), destination, progress.callback(on_fragment))
-    check_quality_reached(progress.quality, target, policy)
+    _check_end(manifest, progress, target, policy)
     return {
         spec.name: taken.arrays[spec.name] if spec.name in taken.arrays else zeros(spec.shape, spec.numpy_dtype)
         for spec in outlet.specs
@@ -215,6 +217,12 @@ class _Tensors:
 
 def _outlet(manifest: Manifest, dequantise: str | None, policy: FaultPolicy) -> Outlet:
     return AsStored(manifest) if dequantise is None else Dequantised(manifest, dequantise, check=policy.skip_corrupted)
+
+
+def _check_end(manifest: Manifest, progress: Progress, target: Target, policy: FaultPolicy) -> None:
+    """Raise QualityError if what was skipped is more than may be."""
+    check_mandatory(manifest, progress, "what cannot be skipped is corrupt or missing in every source")
+    check_quality_reached(progress.quality, target, policy)
 
 
 def _pipeline(

@@ -19,6 +19,7 @@ from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.pipelines.source_pool import SourcePool
 from holoray.stores import Store, find_shares, open_store
+from holoray.stores.base import SHARE
 from holoray.stores.root import read_root
 from holoray.stores.uri import redacted
 
@@ -79,15 +80,24 @@ def open_places(places: Sequence[Place], expect: str | None = None, policy: Faul
     """One place as it is, several (or one with a policy) as a pool."""
     if len(places) == 1 and policy is None and not isinstance(places[0], SourceSpec):
         return SealedStore(places[0], expect)
-    return SealedStore(open_sources(places, policy, expect), expect)
+    pool = open_sources(places, policy, expect)
+    try:
+        return SealedStore(pool, expect)
+    except SourceError:
+        if len(places) > 1 and pool.exists(SHARE):
+            hint = (
+                "name one of them, and the others with --share; in Python, holoray.open_shares makes one store of them"
+            )
+            raise UsageError(f"{pool.uri} are shares of a store, not copies of it", hint=hint) from None
+        raise
 
 
 def _refuse_twins(stores: Sequence[Store]) -> None:
     seen: set[str] = set()
     for store in stores:
-        if store.uri in seen and not store.in_process:
+        if store.location in seen and not store.in_process:
             raise UsageError(f"{store.uri} is named twice", hint="each source once")
-        seen.add(store.uri)
+        seen.add(store.location)
 
 
 def _roots_of(places: Sequence[Store]) -> tuple[list[Store], list[str | HolorayError]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from holoray.codecs.base import present_with_prerequisites
@@ -104,15 +104,22 @@ def _rates(chain: Sequence[FragmentEntry]) -> Iterator[float]:
         yield gain / max(nbytes, 1)
 
 
-def select(manifest: Manifest, target: Target) -> list[Key]:
+def select(manifest: Manifest, target: Target, *, skip_lost: bool = False) -> list[Key]:
     """The fragments that reach the target, in streaming order (mandatory tensors always among them).
 
     Raises QualityError if the quality cannot be reached, also because files of the store are lost: it then says what
-    can be; CapacityError if the byte budget does not even hold the manifest and the mandatory tensors.
+    can be, or, with `skip_lost`, all that is left is selected as long as the mandatory tensors are. Raises
+    CapacityError if the byte budget does not even hold the manifest and the mandatory tensors.
     """
     keys = streaming_keys(manifest)
     if manifest.lost:
-        _check_left(manifest, keys, target)
+        why = next(iter(manifest.lost.values()))
+        check_mandatory(manifest, set(keys), why)
+        reached = max(quality.ratio for quality in store_curve(manifest).qualities)
+        if _needs_more(manifest, keys, target, reached):
+            if not skip_lost:
+                raise _only(reached, target, why)
+            target = target if target.fragments else Target()
     if target.quality is not None:
         return keys[: store_curve(manifest).fragments_for_quality(target.quality)]
     if target.bytes is not None:
@@ -122,20 +129,24 @@ def select(manifest: Manifest, target: Target) -> list[Key]:
     return keys
 
 
-def _check_left(manifest: Manifest, keys: Sequence[Key], target: Target) -> None:
-    """Raise QualityError if the target needs more than what is left of a store with lost files."""
-    why = next(iter(manifest.lost.values()))
-    left = set(keys)
-    mandatory = ((t, f) for t, tensor in enumerate(manifest.tensors) if tensor.mandatory for f in tensor.fragments)
-    if any((t, f.index) not in left for t, f in mandatory):
-        raise QualityError(f"no quality can be had: {why}", hint="mandatory tensors are among what is lost")
-    reached = max(quality.ratio for quality in store_curve(manifest).qualities)
-    if target.bytes is not None or (target.quality is not None and target.quality < 1 and reached >= target.quality):
-        return
-    if target.fragments is not None and not _needs_lost(manifest, left, target.fragments):
-        return
+def check_mandatory(manifest: Manifest, held: Container[Key], why: str) -> None:
+    """Raise QualityError, with the reason, unless the fragments that are there hold all mandatory tensors."""
+    for t, tensor in enumerate(manifest.tensors):
+        if tensor.mandatory and any((t, fragment.index) not in held for fragment in tensor.fragments):
+            hint = f"tensor {tensor.name!r}, which is mandatory, is among what is lost"
+            raise QualityError(f"no quality can be had: {why}", hint=hint, tensor=tensor.name)
+
+
+def _needs_more(manifest: Manifest, keys: Sequence[Key], target: Target, reached: float) -> bool:
+    """Whether the target needs more than what is left of a store with lost files, which reaches a quality."""
+    if target.fragments is not None:
+        return _needs_lost(manifest, set(keys), target.fragments)
+    return target.bytes is None and (target.quality is None or target.quality >= 1 or reached < target.quality)
+
+
+def _only(reached: float, target: Target, why: str) -> QualityError:
     wanted = "everything" if target.quality is None else f"quality {target.quality}"
-    raise QualityError(
+    return QualityError(
         f"{wanted} cannot be had, only quality {reached:.6f}: {why}",
         hint=f"add shares, or load to --quality {math.floor(reached * 1e6) / 1e6}",
     )

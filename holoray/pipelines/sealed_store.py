@@ -107,7 +107,8 @@ class SealedStore:
 
     def planned_bytes(self, target: Target) -> int:
         """Bytes of the fragments that a load to the target would fetch."""
-        return sum(self.manifest.tensors[t].fragments[i].stored_bytes for t, i in select(self.manifest, target))
+        keys = select(self.manifest, target, skip_lost=self.policy.skip_corrupted)
+        return sum(self.manifest.tensors[t].fragments[i].stored_bytes for t, i in keys)
 
     def quality_curve(self) -> list[CurvePoint]:
         """(bytes read, quality) in streaming order: the points of `curve()`."""

@@ -59,7 +59,7 @@ class StoreServer:
 
     def __init__(
         self,
-        where: Store | str | os.PathLike[str],
+        where: SealedStore | Store | str | os.PathLike[str],
         *,
         host: str = LOOPBACK,
         port: int = 0,
@@ -72,7 +72,7 @@ class StoreServer:
         _check_exposure(host, certificate, token)
         if readers < 1:
             raise UsageError(f"readers must be at least 1, not {readers}")
-        sealed = SealedStore(where)
+        sealed = where if isinstance(where, SealedStore) else SealedStore(where)
         self.root = sealed.root
         self.metrics = metrics or JobMetrics()
         _check_free(host, port)
@@ -105,7 +105,7 @@ class StoreServer:
 
 
 def serve(
-    store: Store | str | os.PathLike[str],
+    store: SealedStore | Store | str | os.PathLike[str],
     *,
     host: str = LOOPBACK,
     port: int = 0,

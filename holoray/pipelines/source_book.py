@@ -221,7 +221,7 @@ class SourceBook:
     # -- what happens to requests --------------------------------------------------------------------------
 
     def begin(self, now: float, number: int, nbytes: int, *, retry: bool = False, hedge: bool = False) -> Attempt:
-        """Note that a source is asked. Every attempt ends in `arrived` or `failed`, and its memory is `released`."""
+        """Note that a source is asked. It ends in `arrived`, `lacked` or `failed`, and its memory is `released`."""
         source = self.sources[number]
         source.in_flight_bytes += nbytes
         source.counts["requests"] += 1
@@ -237,7 +237,7 @@ class SourceBook:
             source.counts["hedged_bytes"] += nbytes
         slowest = source.slowness or min((s.slowness for s in self.sources if s.slowness), default=math.inf)
         expected = source.expected_s(0, now, slowest)
-        late = min(max(_LATE * expected, _MIN_LATE_S), self.policy.deadline_s)
+        late = min(max(_LATE * expected, _MIN_LATE_S), self.policy.deadline_of(source.in_flight_bytes))
         return Attempt(self._attempts, number, nbytes, now, now + late, source.in_flight, hedge)
 
     def arrived(self, now: float, attempt: Attempt) -> None:
@@ -266,6 +266,15 @@ class SourceBook:
             beyond = self.policy.breaker_s * 2 ** min(source.failures - self.policy.breaker_failures, 30)
         wait = min(beyond, max(self.policy.max_backoff_s, self.policy.breaker_s))
         source.ready_at = now + wait + self._rng.uniform(0.0, min(bound, self.policy.max_backoff_s))
+
+    def lacked(self, now: float, attempt: Attempt, error: Exception, received: int) -> None:
+        """The blob ends there, or is not there at all: a source that says so is well, and has less than it should."""
+        source = self._end(attempt, received)
+        source.counts["errors"] += 1
+        source.last_error = error
+        source.failures, source.ready_at = 0, 0.0
+        if received:
+            self.news_at = now
 
     def outrun(self, now: float, attempt: Attempt) -> None:
         """Another source was faster, or time is up: the source is at least so slow. Nobody can stop the attempt."""

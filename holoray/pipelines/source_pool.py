@@ -10,12 +10,13 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from holoray.errors import HolorayError, IntegrityError, LimitError, SourceError, UsageError
+from holoray.pipelines.answers import ask_each
 from holoray.pipelines.budget import ByteBudget
 from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.source_book import SourceBook
@@ -24,6 +25,8 @@ from holoray.stores.base import ROOT, Check, Span, Store
 from holoray.stores.read_only import ReadOnlyStore
 
 T = TypeVar("T")
+_GRACE_S: Final = 2.0  # for a blob as a whole; then another source is asked too
+_BLOB_BYTES: Final = 16 << 20  # what a blob of unknown size is reckoned as: the manifest of a model of 10 B weights
 
 _COUNTS: Final = (
     "requests", "received_bytes", "errors", "retries", "hedges", "hedged_bytes", "mismatches", "trips", "quarantined",
@@ -92,8 +95,8 @@ class SourcePool(ReadOnlyStore):
         self.remote = len(sources) > 1 or self._stores[0].remote
         self.in_process = any(store.in_process for store in self._stores)
         self._clock = clock
-        names = [(store.uri, priority) for store, priority in sources]
-        self._book = SourceBook(names, self.policy, rng or random.Random())
+        named = list(zip(_distinct([store.uri for store in self._stores]), self._priorities, strict=True))
+        self._book = SourceBook(named, self.policy, rng or random.Random())
         self._memory = ByteBudget(2 * self.policy.budget_bytes)  # the book keeps to its budget: this one never blocks
         self._changed = threading.Condition()
         self._reported: Counter[tuple[str, str]] = Counter()
@@ -226,13 +229,22 @@ class SourcePool(ReadOnlyStore):
         self._book.released(answer.fetch.attempt)
         answer.release()
 
-    # -- whole blobs: few and small, so one after the other ------------------------------------------------------
+    # -- whole blobs: few and small, so whoever answers first ----------------------------------------------------
 
     def size(self, name: str) -> int:
         return self._first(lambda store: store.size(name), name)
 
     def read_into(self, name: str, offset: int, out: memoryview) -> int:
-        return self._first(lambda store: store.read_into(name, offset, out), name)
+        if len(self._stores) == 1:
+            return self._first(lambda store: store.read_into(name, offset, out), name)
+
+        def read(store: Store) -> bytes:  # to memory of its own: others may read at the same time
+            beside = bytearray(out.nbytes)
+            return bytes(beside[: store.read_into(name, offset, memoryview(beside))])
+
+        data = self._first(read, name, out.nbytes)
+        out[: len(data)] = data
+        return len(data)
 
     def read(self, name: str, limit: int) -> bytes:
         return self.read_checked(name, limit, lambda data: None)
@@ -243,7 +255,7 @@ class SourcePool(ReadOnlyStore):
         def read(store: Store) -> bytes:
             return store.read_checked(name, limit, check)
 
-        return f"{self.root}\n".encode() if name == ROOT else self._first(read, name)
+        return f"{self.root}\n".encode() if name == ROOT else self._first(read, name, _BLOB_BYTES)
 
     def exists(self, name: str) -> bool:
         return self._first(lambda store: store.exists(name), name)
@@ -251,31 +263,61 @@ class SourcePool(ReadOnlyStore):
     def names(self) -> Iterator[str]:
         return iter(self._first(lambda store: list(store.names()), "the list of files"))
 
-    def _first(self, ask: Callable[[Store], T], what: str) -> T:
-        """The answer of the first source that gives one; a wrong digest is only raised if nobody has a better one."""
+    def unreadable(self, names: Sequence[str]) -> Mapping[str, str]:
+        """The blobs that no source has, and what the last one says: one that does not answer may have them."""
+        lost: Mapping[str, str] = dict.fromkeys(names, "")
+        for _, found in self._answers(lambda store: store.unreadable(names)):
+            if isinstance(found, SourceError):
+                return {}
+            if isinstance(found, Exception):
+                raise found
+            lost = {name: found[name] for name in lost if name in found}
+            if not lost:
+                return {}
+        return lost
+
+    def notes(self) -> Sequence[str]:
+        return [
+            note if len(self._stores) == 1 else f"{source.name}: {note}"
+            for source, store in zip(self._book.sources, self._stores, strict=True)
+            for note in store.notes()
+        ]
+
+    def _first(self, ask: Callable[[Store], T], what: str, nbytes: int = 0) -> T:
+        """The first answer that is one; a wrong digest is only raised if nobody has a better one."""
         wrong: HolorayError | None = None
-        failed: HolorayError
-        sources = self._book.sources
-        for number in sorted(range(len(sources)), key=lambda i: (sources[i].failures > 0, sources[i].priority)):
-            try:
-                return ask(self._stores[number])
-            except (IntegrityError, LimitError) as error:
-                wrong = failed = error
-            except SourceError as error:
-                failed = error
+        for number, answer in self._answers(ask, nbytes):
+            if not isinstance(answer, Exception):
+                return answer
+            if isinstance(answer, IntegrityError | LimitError):
+                wrong = answer
+            elif not isinstance(answer, SourceError):
+                raise answer
             with self._changed:
-                sources[number].last_error = failed
-                sources[number].counts["errors"] += 1
+                source = self._book.sources[number]
+                source.last_error = answer
+                source.counts["errors"] += 1
         if wrong is not None:
             raise wrong
         with self._changed:
             raise self._book.no_healthy_source(what, self._clock())
 
-    # -- what a pool is not for ----------------------------------------------------------------------------------
+    def _answers(self, ask: Callable[[Store], T], nbytes: int = 0) -> Iterator[tuple[int, T | Exception]]:
+        """What each source says, those that are well first; answers have about so many bytes."""
+        sources = self._book.sources
+        order = sorted(range(len(sources)), key=lambda i: (sources[i].failures > 0, sources[i].priority))
+        deadline_s = self.policy.deadline_of(nbytes)
+        return ask_each(lambda i: ask(self._stores[i]), order, grace_s=_GRACE_S, deadline_s=deadline_s)
 
 
 def _unpickled(sources: Sequence[tuple[Store, int]], policy: FaultPolicy, root: str) -> SourcePool:
     return SourcePool(sources, policy, root=root)
+
+
+def _distinct(uris: Sequence[str]) -> list[str]:
+    """A name for each: endpoints of one bucket, say, differ in what no message shows."""
+    before = [uris[:i].count(uri) for i, uri in enumerate(uris)]
+    return [f"{uri} ({n + 1})" if n else uri for uri, n in zip(uris, before, strict=True)]
 
 
 def _names_of(spans: Sequence[Span]) -> str:

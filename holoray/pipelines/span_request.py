@@ -2,7 +2,8 @@
 
 A *piece* is a run of neighbouring parts of one span that are still wanted. Asking takes pieces from `todo`, cut to
 what suits the source; an answer settles the parts that match their digests and puts the others back: bad ones without
-the source that they came from, cut off ones behind the bytes that did come. A piece that is late is asked for once
+the source that they came from, cut off ones behind the bytes that did come, and without the source if its blob ends
+there. A piece that is late is asked for once
 more elsewhere (hedged); whichever comes first counts.
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final
 
-from holoray.errors import HolorayError, IntegrityError, SourceError
+from holoray.errors import HolorayError, IntegrityError, MissingError, SourceError
 from holoray.pipelines.source_book import Attempt, SourceBook
 from holoray.stores.base import Part, Span
 
@@ -77,6 +78,7 @@ class SpanRequest:
         self._wrong: dict[int, IntegrityError] = {}
         self._accused: dict[int, set[Attempt]] = {}
         self._convicted: set[Attempt] = set()
+        self._lacking: dict[int, set[int]] = {}  # by member: the sources whose blob ends before it
         self._outrun: dict[int, Fetch] = {}
 
     def next(self, now: float) -> Fetch | float | None:
@@ -126,7 +128,7 @@ class SpanRequest:
         ranges = ((max(part.start, fetch.start), min(part.stop, reached)) for part in wanted)
         whole = tuple(part for part in wanted if part.stop <= reached)
         if reached < fetch.stop:
-            self._put_back_rest(flight, reached)
+            self._put_back_rest(flight, reached, lacking=error is None or isinstance(error, MissingError))
         return Landing(fetch.span, tuple((a, b) for a, b in ranges if a < b), whole)
 
     def checked(self, now: float, number: int, landing: Landing, wrong: Mapping[int, IntegrityError]) -> None:
@@ -211,10 +213,13 @@ class SpanRequest:
     def _end(self, now: float, fetch: Fetch, received: int, error: Exception | None) -> None:
         if error is None and received == fetch.stop - fetch.start:
             self._book.arrived(now, fetch.attempt)
+        elif error is not None and not isinstance(error, MissingError):
+            self._book.failed(now, fetch.attempt, error, received)
         else:
-            name = self._book.sources[fetch.attempt.source].name
-            why = error or SourceError(f"sent {received} of {fetch.attempt.nbytes} bytes", source=name)
-            self._book.failed(now, fetch.attempt, why, received)
+            span, name = self._spans[fetch.span], self._book.sources[fetch.attempt.source].name
+            end = span.offset + fetch.start + received
+            why = error or MissingError(f"{span.name} ends at byte {end}", source=name)
+            self._book.lacked(now, fetch.attempt, why, received)
 
     def _drop_outrun(self, now: float) -> None:
         for number, flight in list(self._flights.items()):
@@ -223,17 +228,23 @@ class SpanRequest:
                 self._outrun[number] = flight.fetch
                 self._book.outrun(now, flight.fetch.attempt)
 
-    def _put_back_rest(self, flight: _Flight, reached: int) -> None:
-        """What did not come is asked for again, from where it broke off; unless the same piece is under way anyway."""
-        if flight.twin:
-            return
+    def _put_back_rest(self, flight: _Flight, reached: int, *, lacking: bool = False) -> None:
+        """What did not come is asked for again, from where it broke off; unless the same piece is under way anyway.
+
+        `lacking`: not of this source, which does not have it.
+        """
         piece, source = flight.piece, flight.fetch.attempt.source
         parts = self._spans[piece.span].parts
         rest = [i for i in self._wanted(piece) if parts[i].stop > reached]
+        if lacking:
+            for i in rest:
+                self._lacking.setdefault(parts[i].member, set()).add(source)
+        if flight.twin:
+            return
         origins = piece.origins if parts[rest[0]].start < piece.start else _NOBODY
         if reached > max(piece.start, parts[rest[0]].start):
             origins |= {source}
-        self._put_back(piece, rest, start=reached, origins=origins, failures=piece.failures + 1)
+        self._put_back(piece, rest, start=reached, origins=origins, failures=piece.failures + (not lacking))
 
     def _put_back(
         self, piece: _Piece, indices: Sequence[int], *, failures: int, start: int = 0, origins: frozenset[int] = _NOBODY
@@ -246,7 +257,7 @@ class SpanRequest:
 
         def kind(numbered: tuple[int, int]) -> tuple[int, frozenset[int]]:
             place, i = numbered
-            return i - place, frozenset(a.source for a in self._accused.get(parts[i].member, ()))
+            return i - place, self._useless(parts[i].member)
 
         for (_, avoid), run in groupby(enumerate(indices), key=kind):
             numbers = [i for _, i in run]
@@ -272,13 +283,27 @@ class SpanRequest:
             self._book.convict(attempt.source)
 
     def _settle_lost(self, piece: _Piece, now: float) -> None:
-        """Parts that somebody had wrong and nobody had right are corrupt; others say that no source is left."""
+        """Parts that somebody had wrong and nobody had right are corrupt, and so are, if that is to be skipped, those
+        that no source has. Others say that no source is left.
+        """
         for part in self._parts(piece):
             if part.member in self._good:
                 continue
-            if part.member not in self._wrong:
+            why = self._wrong.get(part.member)
+            if why is None and self._book.policy.skip_corrupted and self._is_nowhere(part.member):
+                why = IntegrityError(f"{self._spans[piece.span].name} is missing or ends too early in every source")
+            if why is None:
                 raise self._book.no_healthy_source(self._what, now)
-            self.corrupt[part.member] = self._wrong[part.member]
+            self.corrupt[part.member] = why
+
+    def _is_nowhere(self, member: int) -> bool:
+        """Whether every source that may still be asked has said that it does not have it."""
+        useless = self._useless(member)
+        return all(i in useless or self._book.is_quarantined(s) for i, s in enumerate(self._book.sources))
+
+    def _useless(self, member: int) -> frozenset[int]:
+        """The sources that need not be asked for it again: what they have is wrong, or they do not have it."""
+        return frozenset(a.source for a in self._accused.get(member, ())) | self._lacking.get(member, _NOBODY)
 
     def _is_out_of_patience(self, now: float) -> bool:
         return not self._flights and now >= self._patient_until()

@@ -82,7 +82,7 @@ Check = Callable[[int, memoryview], IntegrityError | None]
 
 
 class Store(ABC):
-    """Named blobs. A missing one raises SourceError; `create` makes a blob visible only when it is whole and safe.
+    """Named blobs. A missing one raises MissingError; `create` makes a blob visible only when it is whole and safe.
 
     `uri` names it in messages and holds no credentials. `remote`: its bytes come over a network, so sha256 is checked.
     `in_process`: no other process can see it.
@@ -91,6 +91,11 @@ class Store(ABC):
     uri: str
     remote: bool = False
     in_process: bool = False
+
+    @property
+    def location(self) -> str:
+        """What tells its place from all others: the URI with what `uri` leaves out, so it is for no message."""
+        return self.uri
 
     @abstractmethod
     def size(self, name: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 from pyarrow import fs
 
-from holoray.errors import CapacityError, HolorayError, SourceError, UsageError
+from holoray.errors import CapacityError, HolorayError, MissingError, SourceError, UsageError
 from holoray.files import NO_ROOM
 from holoray.stores.uri import public, redacted, scheme_of, split
 
@@ -21,17 +21,38 @@ _MISSING: Final = ("no_such_bucket", "no_such_key", "no such bucket")
 _DENIED: Final = ("access_denied", "accessdenied", "forbidden", "unauthorized", "http status 401", "http status 403")
 
 
-def connect(uri: str) -> tuple[Any, str]:
-    """The `pyarrow.fs.FileSystem` of a URI and the path in it.
+def check_scheme(uri: str) -> None:
+    """Raise UsageError for a scheme that nothing here speaks, naming the package that would."""
+    scheme = scheme_of(uri)
+    if scheme in _NATIVE:
+        return
+    try:
+        import fsspec
+    except ImportError:
+        message = f"{scheme}:// is spoken through fsspec, which is not installed"
+        raise UsageError(message, hint="pip install 'holoray[remote]'") from None
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ValueError:
+        hint = "a local path, http(s), what pyarrow.fs speaks (s3, gs, abfs, hdfs), or a file system of fsspec"
+        raise UsageError(f"{scheme}:// is no scheme that is known here", hint=hint) from None
+    except ImportError as error:  # its text says what to install
+        raise UsageError(f"{scheme}:// needs a package that is not installed", hint=str(error)) from None
 
-    Raises UsageError for a scheme that nothing here speaks (naming the package that would) and for a URI that makes
-    no sense, SourceError if the file system cannot be reached.
+
+def connect(uri: str) -> tuple[Any, str]:
+    """The `pyarrow.fs.FileSystem` of a URI whose scheme was checked, and the path in it.
+
+    Raises UsageError for a URI that makes no sense, SourceError if the file system cannot be reached.
     """
     with told("cannot open", uri):
         if scheme_of(uri) in _NATIVE:
             filesystem, path = fs.FileSystem.from_uri(uri)
             return filesystem, path
-        return _through_fsspec(uri)
+        import fsspec
+
+        inner, path = fsspec.url_to_fs(uri)
+        return fs.PyFileSystem(_RangedReads(inner)), path
 
 
 def has_directories(filesystem: Any) -> bool:
@@ -68,7 +89,7 @@ def _translated(error: Exception, doing: str, uri: str) -> HolorayError:
     if isinstance(error, pa.ArrowInvalid):
         return UsageError(f"{what}: {why}", hint="is the URI right?")
     if isinstance(error, FileNotFoundError) or _says(error, _MISSING):
-        return SourceError(f"{what}: not found", hint="is the URI right?", source=public(uri))
+        return MissingError(f"{what}: not found", hint="is the URI right?", source=public(uri))
     if isinstance(error, PermissionError) or _says(error, _DENIED):
         return SourceError(f"{what}: {why}", hint="check the credentials and permissions", source=public(uri))
     return SourceError(f"{what}: {why}", hint="check the address, the network and the credentials", source=public(uri))
@@ -78,24 +99,6 @@ def _says(error: Exception, words: tuple[str, ...]) -> bool:
     """Whether the text names one of these causes: Arrow's object stores tell them apart only there."""
     text = str(error).lower()
     return any(word in text for word in words)
-
-
-def _through_fsspec(uri: str) -> tuple[Any, str]:
-    scheme = scheme_of(uri)
-    try:
-        import fsspec
-    except ImportError:
-        message = f"{scheme}:// is spoken through fsspec, which is not installed"
-        raise UsageError(message, hint="pip install 'holoray[remote]'") from None
-    try:
-        fsspec.get_filesystem_class(scheme)
-    except ValueError:
-        hint = "a local path, http(s), what pyarrow.fs speaks (s3, gs, abfs, hdfs), or a file system of fsspec"
-        raise UsageError(f"{scheme}:// is no scheme that is known here", hint=hint) from None
-    except ImportError as error:  # its text says what to install
-        raise UsageError(f"{scheme}:// needs a package that is not installed", hint=str(error)) from None
-    filesystem, path = fsspec.url_to_fs(uri)
-    return fs.PyFileSystem(_RangedReads(filesystem)), path
 
 
 class _RangedReads(fs.FSSpecHandler):  # type: ignore[misc]

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import flight
 
-from holoray.errors import FormatError, LimitError, SourceError, UsageError
+from holoray.errors import FormatError, LimitError, MissingError, SourceError, UsageError
 from holoray.stores.base import check_blob_name, is_blob_name
 from holoray.stores.limits import ReadLimits
 from holoray.stores.read_only import ServedStore
@@ -119,7 +119,7 @@ class FlightStore(ServedStore):
     def exists(self, name: str) -> bool:
         try:
             self.size(name)
-        except MissingBlobError:
+        except MissingError:
             return False
         return True
 
@@ -192,7 +192,7 @@ class FlightStore(ServedStore):
             raise self._unavailable(name, error) from None
         except flight.FlightError as error:
             if error.extra_info == MISSING:
-                raise MissingBlobError(f"{self.uri} has no {name}", hint="is the URI right?", source=self.uri) from None
+                raise MissingError(f"{self.uri} has no {name}", hint="is the URI right?", source=self.uri) from None
             raise self._error(name, self._text(error), "look into the server's log") from None
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, SourceError):
@@ -215,10 +215,6 @@ class FlightStore(ServedStore):
 
     def _error(self, name: str, why: str, hint: str) -> SourceError:
         return SourceError(f"{self.uri}/{name}".rstrip("/") + f": {why}", hint=hint, source=self.uri)
-
-
-class MissingBlobError(SourceError):
-    """The server answers, and has no such blob."""
 
 
 def is_loopback(host: str) -> bool:

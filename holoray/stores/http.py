@@ -14,13 +14,13 @@ import urllib3
 from urllib3.exceptions import HTTPError, ProtocolError, TimeoutError
 from urllib3.util import make_headers, parse_url
 
-from holoray.errors import SourceError
+from holoray.errors import MissingError, SourceError
 from holoray.stores import redirects
 from holoray.stores.base import MANIFEST, ROOT
 from holoray.stores.limits import ReadLimits
 from holoray.stores.read_only import ServedStore
 from holoray.stores.redirects import Hop, Objection
-from holoray.stores.timed_http import pool_manager
+from holoray.stores.timed_http import peer_of, pool_manager
 from holoray.stores.uri import join, public, split
 
 _MISSING: Final = (404, 410)
@@ -57,6 +57,10 @@ class HttpStore(ServedStore):
         self._anonymous = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         self._login = _login(parts.username, parts.password)
         self._pools = pool_manager(self.limits)
+
+    @property
+    def location(self) -> str:
+        return self._location
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reopened, (self._location, self.limits)
@@ -146,9 +150,10 @@ class HttpStore(ServedStore):
             location = response.headers.get("Location")
             if response.status not in redirects.STATUSES or location is None:
                 return response
+            peer = peer_of(response)
             _finish(response)
             response.release_conn()
-            target = redirects.follow(hop, location)
+            target = redirects.follow(hop, location, peer)
             if isinstance(target, Objection):
                 raise self._error(name, target.why, "is the URL right? Use the address where the store really is")
             hop = target
@@ -192,7 +197,8 @@ class HttpStore(ServedStore):
 
     def _refused(self, name: str, status: int) -> SourceError:
         if status in _MISSING:
-            return self._error(name, f"not found (HTTP status {status})", "is the URL right?")
+            message = f"{self.uri}/{name}: not found (HTTP status {status})"
+            return MissingError(message, hint="is the URL right?", source=self.uri)
         if status in _DENIED:
             hint = "check the credentials and permissions"
             return self._error(name, f"the server refuses it (HTTP status {status})", hint)

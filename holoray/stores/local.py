@@ -31,6 +31,10 @@ class LocalStore(Store):
         self._opening = threading.Lock()
         self._closer = weakref.finalize(self, _close_all, self._files)
 
+    @property
+    def location(self) -> str:
+        return str(self.path)
+
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from holoray.errors import SourceError, UsageError
+from holoray.errors import MissingError, UsageError
 from holoray.stores.base import Store, check_blob_name
 
 
@@ -68,4 +68,4 @@ class MemoryStore(Store):
         try:
             return self.blobs[name]
         except KeyError:
-            raise SourceError(f"{self.uri} has no {name}", source=self.uri) from None
+            raise MissingError(f"{self.uri} has no {name}", source=self.uri) from None

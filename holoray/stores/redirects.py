@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Final
 from urllib.parse import SplitResult, urljoin
 
@@ -13,6 +13,7 @@ from holoray.stores.uri import public, split
 
 STATUSES: Final = (301, 302, 303, 307, 308)
 _PORTS: Final = {"http": 80, "https": 443}
+_NAT64: Final = IPv6Network("64:ff9b::/96")  # RFC 6052
 
 
 class Scope(IntEnum):
@@ -45,11 +46,12 @@ class Objection:
     why: str
 
 
-def follow(hop: Hop, location: str) -> Hop | Objection:
-    """Where `location`, as a server at `hop` answered it, leads; the host is looked up here, and only here.
+def follow(hop: Hop, location: str, peer: str) -> Hop | Objection:
+    """Where `location`, as the server at the address `peer` answered it to `hop`, leads.
 
-    To another host, its addresses must be no closer to us than those of the host that sends us there: a server on the
-    web must not make us ask our own network.
+    The host is looked up here, and only here. Another one's addresses must be no closer to us than `peer`: a server on
+    the web must not make us ask our own network. What its own name means is not asked again: by now, that may be
+    something else.
     """
     try:
         target = Hop(urljoin(hop.url, location))
@@ -66,7 +68,7 @@ def follow(hop: Hop, location: str) -> Hop | Objection:
         addresses = _addresses(host, port)
     except (OSError, UnicodeError):
         return Objection("it redirects to a host that is not known")
-    here = scope(hop.address) if hop.address else min(map(scope, _addresses(*hop.origin[1:])))
+    here = scope(peer)
     if max(map(scope, addresses)) > here:
         return Objection(f"it redirects from a {here.name.lower()} address to a closer one, {public(target.url)[:200]}")
     return Hop(target.url, addresses[0])
@@ -74,14 +76,21 @@ def follow(hop: Hop, location: str) -> Hop | Objection:
 
 def scope(address: str) -> Scope:
     """Of an IP address in text, as `getaddrinfo` gives it."""
-    ip = ip_address(address.partition("%")[0])
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
+    ip = _within(ip_address(address.partition("%")[0]))
     if ip.is_loopback:
         return Scope.LOOPBACK
     if ip.is_link_local or ip.is_unspecified or ip.is_multicast:
         return Scope.LINK
     return Scope.PUBLIC if ip.is_global else Scope.PRIVATE
+
+
+def _within(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address that an IPv6 address stands for (mapped, compatible, NAT64 or 6to4), or the address itself."""
+    if isinstance(ip, IPv4Address):
+        return ip
+    compatible = IPv4Address(int(ip)) if 1 < int(ip) < 1 << 32 else None
+    translated = IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
+    return ip.ipv4_mapped or compatible or translated or ip.sixtofour or ip
 
 
 def _addresses(host: str, port: int) -> list[str]:

@@ -15,7 +15,7 @@ from pyarrow import fs
 from holoray.errors import CapacityError, HolorayError, UsageError
 from holoray.files import NO_ROOM
 from holoray.stores.base import PARTIAL, REPLACEMENT, ROOT, Store, check_blob_name, is_own
-from holoray.stores.filesystems import can_rename, connect, has_directories, told
+from holoray.stores.filesystems import can_rename, check_scheme, connect, has_directories, told
 from holoray.stores.uri import join, public, scheme_of
 
 _COPY_BYTES: Final = 8 << 20
@@ -30,7 +30,8 @@ class RemoteStore(Store):
     A blob is spooled to a local temporary file and put in its place when it is whole: an object store has no rename,
     and an upload that is closed half-way would leave half a blob. `exclusive` keeps writers of this process apart,
     not those of other machines, since object stores have no locks: two encodes of different checkpoints to one URI
-    at once end in a store whose digests do not match. The URI, with its credentials, travels by pickle.
+    at once end in a store whose digests do not match. The URI, with its credentials, travels by pickle. It is
+    connected to when something is first asked of it: that may take long, and may fail.
     """
 
     remote = True
@@ -39,9 +40,15 @@ class RemoteStore(Store):
         self._location = uri
         self.uri = public(uri)
         self.in_process = scheme_of(uri) == "memory"
-        self._filesystem, self._base = connect(uri)
+        check_scheme(uri)
+        self._connection: tuple[Any, str] | None = None
+        self._connecting = threading.Lock()
         self._idle: defaultdict[str, list[Any]] = defaultdict(list)
         self._lending = threading.Lock()
+
+    @property
+    def location(self) -> str:
+        return self._location
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self._location,)
@@ -123,6 +130,21 @@ class RemoteStore(Store):
                 self._filesystem.move(fresh._path(name), self._path(name))
         with self._told("deleting", REPLACEMENT), suppress(FileNotFoundError):
             self._filesystem.delete_dir(fresh._base)
+
+    def _connected(self) -> tuple[Any, str]:
+        """The file system, and the path of the store in it."""
+        with self._connecting:
+            if self._connection is None:
+                self._connection = connect(self._location)
+            return self._connection
+
+    @property
+    def _filesystem(self) -> Any:
+        return self._connected()[0]
+
+    @property
+    def _base(self) -> str:
+        return self._connected()[1]
 
     def _put(self, name: str, spool: BinaryIO) -> None:
         if has_directories(self._filesystem):

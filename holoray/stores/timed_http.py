@@ -31,6 +31,14 @@ def pool_manager(limits: ReadLimits) -> urllib3.PoolManager:
     return manager
 
 
+def peer_of(response: urllib3.BaseHTTPResponse) -> str:
+    """The IP address that an answer came from; before its body is read to the end."""
+    connection = response.connection
+    if not isinstance(connection, _Timed):
+        raise TypeError("an answer without its connection")
+    return connection.peer
+
+
 def _pool(kind: type, connection: type, stall_s: float) -> Any:
     return type(kind.__name__, (kind,), {"ConnectionCls": staticmethod(partial(connection, stall_s=stall_s))})
 
@@ -44,6 +52,7 @@ class _Timed(_Connection):
 
     def connect(self) -> None:
         super().connect()
+        self.peer: str = self.sock.getpeername()[0]  # the socket may be closed before its answer is looked at
         self.sock: Any = TimedSocket(self.sock, self._stall_s)
 
 

@@ -283,7 +283,8 @@ def test_warmup(store: Path, tmp_path: Path, model: dict[str, Array]) -> None:
         "warmup", store, "--workers", 2, "--quality", 0.9, "--quality", 1, "--out", tmp_path / "out", "--patience", 90
     )
     assert set(values) == {
-        "root", "tensors", "fragments", "bytes_read", "quality", "relative_error", "snr_db", "seconds", "generations"
+        "root", "tensors", "fragments", "bytes_read", "quality", "relative_error", "snr_db", "seconds", "generations",
+        "notes",
     }  # fmt: skip
     assert [set(g) for g in values["generations"]] == [{"generation", "quality", "bytes_read", "seconds"}] * 2
     assert [g["generation"] for g in values["generations"]] == [1, 2]

@@ -89,6 +89,7 @@ def test_without_an_honest_copy(copies: tuple[Path, Path], model: Model, tmp_pat
         (["load", "a", "out.safetensors", "--min-quality", "0.5"], "--skip-corrupted"),
         (["load", "--sources", "none.toml", "out.safetensors"], "cannot read none.toml"),
         (["warmup"], "Missing argument 'STORE...'"),
+        (["load", "out.safetensors", "--sources", "some.toml", "--share", "a"], "--share is about STORE"),
     ],
 )
 def test_what_makes_no_sense(arguments: list[str], message: str) -> None:
@@ -117,8 +118,11 @@ def test_shares_in_several_folders_and_a_copy_of_them(model: Model, tmp_path: Pa
     out = tmp_path / "out.safetensors"
     assert as_json("load", one, "--share", two, out)["root"] == root
     assert_exact(out, model)
+    values = as_json("load", whole, one, out)
+    assert [note.partition(":")[0] for note in values["notes"] if "is missing" in note] == [str(whole)] + [str(one)] * 2
     values = as_json("warmup", one, whole, "--workers", 1, "--out", tmp_path)
     assert (values["root"], values["quality"]) == (root, 1.0)
+    assert sum("is missing" in note for note in values["notes"]) == 3
     assert_exact(tmp_path / "model.safetensors", model)
     values = as_json("warmup", one, "--share", two, "--workers", 1, "--quality", 1.0, "--out", tmp_path / "again")
     assert values["quality"] == 1.0

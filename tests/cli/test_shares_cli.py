@@ -16,6 +16,8 @@ import pytest
 
 from holoray.checkpoint import open_checkpoint, save_checkpoint
 from holoray.cli.main import main
+from holoray.cli.shares import spread
+from holoray.errors import UsageError
 from holoray.tensor import Array, as_bytes
 
 Model = dict[str, Array]
@@ -131,6 +133,22 @@ def test_places_one_by_one(shares: Path, store: Path, tmp_path: Path) -> None:
     repaired = as_json("repair", first, *others, moved / "share-2")
     assert {part["share"] for part in repaired["repaired"]} == {1, 2}
     assert as_json("verify", moved)["ok"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "needed", "message"),
+    [
+        (None, "7,4", "fewer shares than the one before it"),
+        (None, "4,x", "no list of numbers"),
+        (float("inf"), None, "too much"),
+        (float("nan"), None, "too much"),
+        (1e9, None, "too much"),
+        (0.5, None, "no usable model"),
+    ],
+)
+def test_spreads_without_meaning(layers: float | None, needed: str | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        spread(8, None, None, layers, needed)
 
 
 @pytest.mark.parametrize(

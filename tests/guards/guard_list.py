@@ -32,6 +32,8 @@ _FRAMES = "test_compression.py::test_frames_that_hide_their_size_or_carry_more"
 _LIES = "formats/test_safetensors.py::test_lies_are_format_errors"
 _FULL = "hardening/test_full_disk.py::"
 _KILLS = "hardening/test_killed_encodes.py::test_kills_at_some_steps_and_random_moments"
+_HTTP = "stores/test_hostile_http.py::"
+_POOL = "pipelines/test_source_pool.py::"
 _STATE = "actors/test_state.py::"
 
 INTEGRITY: Final = (
@@ -211,4 +213,12 @@ DEVICES: Final = (
     Guard("actors/state.py", "return len(manned) >= self._expected if self.home is None else self.home in manned", "return True if self.home is None else self.home in manned", _STATE + "test_a_device_that_never_comes_ends_the_warm_up"),
 )  # fmt: skip
 
-GUARDS: Final = (*INTEGRITY, *MANIFEST, *PAYLOADS, *WRITING, *QUANTISED, *STATE, *DEVICES)
+SOURCES: Final = (
+    Guard("stores/redirects.py", "here = scope(peer)", "here = min(map(scope, _addresses(*hop.origin[1:])))", _HTTP + "test_the_host_that_answers_is_the_one_that_counts"),
+    Guard("stores/redirects.py", "if max(map(scope, addresses)) > here:", "if False:", _HTTP + "test_a_redirect_never_leads_closer"),
+    Guard("stores/redirects.py", "ip = _within(ip_address(", "ip = (ip_address(", _HTTP + "test_who_can_reach_an_address"),
+    Guard("pipelines/loader.py", "    check_mandatory(manifest, progress, \"", "    str(\"", _POOL + "test_a_mandatory_tensor_cannot_be_skipped"),
+    Guard("pipelines/span_request.py", "and self._is_nowhere(part.member)", "", "pipelines/test_source_policy.py::test_what_a_silent_source_may_have_is_not_corrupt"),
+    Guard("pipelines/source_pool.py", "        out[: len(data)] = data\n", "", _POOL + "test_who_comes_late_changes_nothing"),
+)  # fmt: skip
+GUARDS: Final = (*INTEGRITY, *MANIFEST, *PAYLOADS, *WRITING, *QUANTISED, *STATE, *DEVICES, *SOURCES)

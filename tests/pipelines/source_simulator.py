@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from holoray.errors import IntegrityError, SourceError
+from holoray.errors import IntegrityError, MissingError, SourceError
 from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.source_book import SourceBook
 from holoray.pipelines.span_request import Fetch, SpanRequest
@@ -30,6 +30,7 @@ class World:
     lies: float = 0.0
     breaks: float = 0.0
     stalls: float = 0.0
+    ends_at: int = 1 << 60  # byte of every span
     down: Sequence[tuple[float, float]] = ()
     honest: bool = True
 
@@ -70,7 +71,7 @@ def make_worlds(rng: random.Random, *, hopeless: bool = False) -> list[World]:
     worlds = []
     for number in range(rng.randint(2, 5)):
         world = World(10 ** rng.uniform(5, 9), rng.uniform(0.0005, 0.05))
-        kind = rng.choice(("fine", "liar", "breaking", "stalling", "dead", "flapping"))
+        kind = rng.choice(("fine", "liar", "breaking", "stalling", "dead", "flapping", "short"))
         if number == 0 and not hopeless:
             kind = rng.choice(("fine", "breaking", "flapping"))
         if hopeless:
@@ -84,6 +85,8 @@ def make_worlds(rng: random.Random, *, hopeless: bool = False) -> list[World]:
                 world.stalls = rng.choice((0.1, 1.0))
             case "dead":
                 world.down = ((0.0 if hopeless else rng.uniform(0, 1), math.inf),)
+            case "short":
+                world.ends_at = GRAIN * rng.randint(0, 100)
             case "flapping":
                 start = rng.uniform(0, 0.2)
                 world.down = ((start, start + rng.uniform(0.1, 3.0)),)
@@ -178,7 +181,10 @@ class Simulation:
             received, error = 0, SourceError("down")
         elif self.rng.random() < world.breaks:
             received = GRAIN * self.rng.randrange((fetch.stop - fetch.start) // GRAIN)
-            error = SourceError("broke") if self.rng.random() < 0.5 else None
+            error = SourceError("broke")
+        elif fetch.start + received > world.ends_at:
+            received = max(0, world.ends_at - fetch.start)
+            error = MissingError("no such file") if not received and self.rng.random() < 0.5 else None
         number = self.readers.index(reader)
         for grain in range((fetch.start + received) // GRAIN, fetch.stop // GRAIN):
             self.excused[number, fetch.span, grain] += 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import holoray
 from holoray import FaultPolicy, Faults, FaultySource, SourceSpec
 from holoray.errors import FormatError, HolorayError, IntegrityError, SourceError, UsageError
 from holoray.pipelines.open_sources import read_sources
-from holoray.stores import MANIFEST, MemoryStore
+from holoray.pipelines.sealed_store import SealedStore
+from holoray.stores import MANIFEST, MemoryStore, RemoteStore
 
 
 def made(name: str, seed: int = 0) -> MemoryStore:
@@ -56,6 +59,16 @@ def test_a_source_that_is_away_may_come_back(caplog: pytest.LogCaptureFixture) -
     assert sealed.stats()[0].received_bytes > 0
 
 
+@pytest.mark.fault("dying-source")
+def test_a_file_system_that_cannot_be_reached_is_a_source_that_is_away(tmp_path: Path) -> None:
+    """Also where a worker opens the sources that the driver saw well."""
+    holoray.encode({"w": np.ones((64, 64), np.float32)}, tmp_path / "near", codec="raw")
+    sealed = holoray.open("hdfs://127.0.0.1:1/a", tmp_path / "near")
+    assert [s.state for s in sealed.stats()] == ["open", "healthy"]
+    pool = pickle.loads(pickle.dumps(sealed.store))  # noqa: S301
+    assert (SealedStore(pool).load()["w"] == 1).all()
+
+
 def test_nobody_answers() -> None:
     with pytest.raises(SourceError, match=r"no healthy source: a \(a is dead.*b is no holoray store"):
         holoray.open(FaultySource(made("a"), Faults(dies_after=0)), MemoryStore("b"))
@@ -79,6 +92,36 @@ def test_the_same_place_twice_is_a_mistake(tmp_path: Path) -> None:
     holoray.encode({"w": np.zeros(3, np.float32)}, tmp_path / "a")
     with pytest.raises(UsageError, match="named twice"):
         holoray.open(tmp_path / "a", str(tmp_path / "a"))
+
+
+def test_two_endpoints_may_have_one_bucket(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What tells them apart is in no message, so they are numbered."""
+    holoray.encode({"w": np.zeros(3, np.float32)}, tmp_path / "a")
+    ends = [f"s3://k:hidden@b/m?endpoint_override=127.0.0.1:{port}&scheme=http&region=x" for port in (1, 2)]
+    down = {name: mock.Mock(side_effect=SourceError("down")) for name in ("read", "exists", "folders")}
+    with mock.patch.multiple(RemoteStore, **down):
+        sealed = holoray.open(*ends, tmp_path / "a")
+    assert [s.source for s in sealed.stats()] == ["s3://b/m", "s3://b/m (2)", str(tmp_path / "a")]
+    assert "hidden" not in caplog.text
+    for twins in ([ends[0], ends[0]], [f"{tmp_path}/a", f"{tmp_path}/./a/"]):
+        with pytest.raises(UsageError, match="named twice") as caught:
+            holoray.open(*twins)
+        assert "hidden" not in caught.value.message
+
+
+def test_shares_are_no_copies_of_each_other() -> None:
+    places = [MemoryStore(f"memory:{i}") for i in range(4)]
+    weights = {"w": np.ones((64, 64), np.float32)}
+    holoray.encode(weights, holoray.ShareTarget(places, holoray.Shares.usable(4, 2, 3)), threads=1)
+    with pytest.raises(UsageError, match="memory:0 and 2 more are shares of a store") as caught:
+        holoray.open(*places[:3])
+    assert "--share" in caught.value.hint
+    assert "open_shares" in caught.value.hint
+    enough = holoray.open_shares(places[1:])
+    assert (holoray.open(places[0], enough).load()["w"] == 1).all()
+    whole = MemoryStore("whole")
+    whole.blobs = {n: holoray.open(enough).store.read(n, 1 << 30) for n in enough.names()}
+    assert (holoray.open(places[0], places[1], whole).load()["w"] == 1).all()
 
 
 def test_priorities_decide_who_is_asked() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from source_simulator import Simulation, World, make_spans, simulate
 
-from holoray.errors import IntegrityError, SourceError, UsageError
+from holoray.errors import IntegrityError, MissingError, SourceError, UsageError
 from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.source_book import OVERHEAD_BYTES, SourceBook
 from holoray.pipelines.span_request import Fetch, Landing, SpanRequest
@@ -135,6 +135,22 @@ def test_hedges_wait_for_the_tail_and_keep_to_their_budget() -> None:
     assert book(0, 0, hedge_share=0).choose_hedge(9.0, slow, ()) is None
 
 
+@pytest.mark.fault("slow-source")
+def test_the_deadline_grows_with_what_is_asked_for() -> None:
+    """Else nobody could ever give a fragment that takes longer."""
+    sources = book(0, 0, deadline_s=1.0, slowest_bytes_per_s=1e6)
+    assert sources.begin(0.0, 0, 10**6).late_at == pytest.approx(2.0)
+    assert sources.begin(0.0, 0, 10**6).late_at == pytest.approx(3.0)  # they share the way
+    taught(sources, 1, 100e6)
+    assert sources.begin(0.0, 1, 10**6).late_at == pytest.approx(2.0)  # eight times the expected, and 2 s at least
+    span = Span("f", 0, memoryview(b""), [Part(0, 0, 10**7)])
+    request = SpanRequest(book(0, deadline_s=1.0, slowest_bytes_per_s=1e6), [span], 0.0)
+    fetch = _fetch(request, 0.0)
+    assert request.next(10.9) == pytest.approx(11.0)
+    _answer(request, fetch, 10.9, 10**7)
+    assert request.next(10.9) is None
+
+
 def test_lies_need_proof_and_suspicion_does_not() -> None:
     sources = book(0, 0)
     taught(sources, 0, 100e6)
@@ -236,10 +252,10 @@ def test_spans_are_what_the_simulator_thinks() -> None:
 # -- what an answer means --------------------------------------------------------------------------------------------
 
 
-def _one_piece(*priorities: int, parts: int = 2) -> tuple[SourceBook, SpanRequest]:
+def _one_piece(*priorities: int, parts: int = 2, **policy: Any) -> tuple[SourceBook, SpanRequest]:
     """A request of one span, all of which fits into one fetch."""
     span = Span("f", 0, memoryview(b""), [Part(i, 1000 * i, 1000 * i + 1000) for i in range(parts)])
-    sources = book(*priorities)
+    sources = book(*priorities, **policy)
     return sources, SpanRequest(sources, [span], 0.0)
 
 
@@ -295,6 +311,47 @@ def test_a_hedge_that_comes_later_touches_nothing_that_is_good() -> None:
     assert landing.ranges == ((1000, 2000),)
     assert [part.member for part in landing.parts] == [1]
     assert request.next(1.3) is None
+
+
+def _lacks(request: SpanRequest, fetch: Fetch, now: float, received: int, error: Exception | None) -> None:
+    landing = request.ended(now, fetch.attempt.number, received, error)
+    assert landing is not None
+    request.checked(now, fetch.attempt.number, landing, {})
+
+
+@pytest.mark.fault("missing")
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("error", [None, MissingError("no such file")], ids=["short", "missing"])
+def test_what_no_source_has_is_known_at_once(error: Exception | None, skip: bool) -> None:
+    sources, request = _one_piece(0, 1, skip_corrupted=skip)
+    _lacks(request, _fetch(request, 0.0), 0.1, 1000, None)
+    rest = _fetch(request, 0.1)
+    assert (rest.attempt.source, rest.start, rest.stop) == (1, 1000, 2000)
+    _lacks(request, rest, 0.2, 0, error)
+    if skip:
+        assert request.next(0.2) is None
+        assert set(request.corrupt) == {1}
+    else:
+        with pytest.raises(SourceError, match=r"s0 \(healthy\): f ends at byte 1000; s1"):
+            request.next(0.2)
+    assert [sources.state(source, 0.2) for source in sources.sources] == ["healthy", "healthy"]
+
+
+@pytest.mark.fault("missing")
+def test_what_a_silent_source_may_have_is_not_corrupt() -> None:
+    _, request = _one_piece(0, 1, skip_corrupted=True, max_retries=2)
+    _lacks(request, _fetch(request, 0.0), 0.1, 0, MissingError("no such file"))
+    now = 0.1
+    with pytest.raises(SourceError, match=r"s1 \(open\): broke"):
+        for _ in range(100):
+            action = request.next(now)
+            if isinstance(action, Fetch):
+                assert action.attempt.source == 1
+                _answer(request, action, now, 0)
+            else:
+                assert action is not None
+                now = action
+    assert not request.corrupt
 
 
 def test_wrong_everywhere_is_corrupt_and_convicts_nobody() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -17,10 +19,11 @@ from serving import served
 import holoray
 from holoray import FaultPolicy, Faults, FaultySource, SourcePool
 from holoray.errors import IntegrityError, QualityError, SourceError, UsageError
+from holoray.fragment import FragmentEntry
 from holoray.pipelines.api import load_file
 from holoray.pipelines.plan import Target
 from holoray.pipelines.sealed_store import SealedStore
-from holoray.stores import LocalStore, MemoryStore, fragment_file
+from holoray.stores import LocalStore, MemoryStore, Store, WrappedStore, fragment_file
 from holoray.tensor import Array
 
 Model = dict[str, Array]
@@ -167,6 +170,53 @@ def test_a_stalled_source_does_not_keep_a_store_from_opening(
             released.set()
 
 
+class Silent(MemoryStore):
+    """Answers what is asked of a file once it may."""
+
+    def __init__(self, copy: MemoryStore, uri: str, name: str) -> None:
+        super().__init__(uri)
+        self.blobs, self.name = dict(copy.blobs), name
+        self.asked, self.released, self.answered = threading.Event(), threading.Event(), threading.Event()
+
+    def read_into(self, name: str, offset: int, out: memoryview) -> int:
+        if name != self.name:
+            return super().read_into(name, offset, out)
+        self.asked.set()
+        self.released.wait(100)
+        out[:] = b"x" * out.nbytes
+        self.answered.set()
+        return out.nbytes
+
+
+@pytest.mark.fault("slow-source")
+def test_a_manifest_is_read_from_whoever_gives_it(
+    copy: MemoryStore, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holoray.pipelines.source_pool._GRACE_S", 0.01)
+    silent, more = Silent(copy, "silent", "manifest.arrow"), Silent(copy, "more", "manifest.arrow")
+    try:
+        sealed = holoray.open(silent, source(copy, "good"), fault_policy=QUICK)
+        assert silent.asked.is_set()
+        assert_exact(sealed.load(), model)
+        quick = replace(QUICK, deadline_s=0.05, slowest_bytes_per_s=1e12)
+        with pytest.raises(SourceError, match=r"silent .*no answer within .*more .*no answer within"):
+            holoray.open(silent, more, fault_policy=quick)
+    finally:
+        silent.released.set()
+        more.released.set()
+
+
+def test_who_comes_late_changes_nothing(copy: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holoray.pipelines.source_pool._GRACE_S", 0.01)
+    late = Silent(copy, "late", fragment_file(1))
+    pool = pool_of(holoray.open(late, source(copy, "good"), fault_policy=QUICK))
+    out = bytearray(1000)
+    assert pool.read_into(fragment_file(1), 8, memoryview(out)) == 1000
+    late.released.set()
+    assert late.answered.wait(100)
+    assert out == copy.blobs[fragment_file(1)][8:1008]
+
+
 # -- when nobody can help ----------------------------------------------------------------------------------------
 
 
@@ -197,6 +247,76 @@ def _corrupted(copy: MemoryStore, sealed: SealedStore, tensor: str, index: int) 
     blob[entry.offset] ^= 1
     store.blobs = copy.blobs | {name: bytes(blob)}
     return store
+
+
+def _quality_without(sealed: SealedStore, lost: Callable[[FragmentEntry], bool]) -> float:
+    """What is left without some fragments, and without what requires them, from the gains of the manifest."""
+    error = total = 0.0
+    for tensor in sealed.manifest.tensors:
+        gone: set[int] = set()
+        for entry in tensor.fragments:  # a prerequisite comes before what requires it
+            if lost(entry) or entry.requires in gone:
+                gone.add(entry.index)
+                error += entry.gain
+            total += entry.gain
+    return 1 - error / total
+
+
+@pytest.mark.fault("missing")
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("cut", ["truncated", "missing"])
+def test_a_file_that_is_short_everywhere(cut: str, count: int, model: Model, tmp_path: Path) -> None:
+    """As if what is behind its end were corrupt, and at once; but not while somebody is silent who may have it."""
+    holoray.encode(model, tmp_path / "0")
+    whole = holoray.open(tmp_path / "0")
+    number = whole.manifest.files[-1].number
+    file, end = tmp_path / "0" / fragment_file(number), 0
+    if cut == "missing":
+        file.unlink()
+    else:
+        end = file.stat().st_size // 2
+        os.truncate(file, end)
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    places = [tmp_path / str(i) for i in range(count)]
+    skipping = FaultPolicy(skip_corrupted=True)  # patience and breakers of everybody
+    loader = holoray.open(*places, fault_policy=skipping).loader()
+    expected = _quality_without(whole, lambda e: e.file == number and e.offset + e.stored_bytes > end)
+    assert 0 < expected < 1
+    assert loader.load().ratio == pytest.approx(expected, abs=1e-12)
+    reached = load_file(holoray.open(*places, fault_policy=skipping), tmp_path / "out.safetensors")
+    assert reached.skipped == whole.manifest.fragment_count - loader.fragments_read > 0
+    with pytest.raises(SourceError, match="no healthy source"):
+        holoray.open(*places, fault_policy=FaultPolicy()).load()
+    silent = source(_memory_copy(tmp_path / "1"), "silent", dies_after=0)
+    impatient = replace(QUICK, skip_corrupted=True, patience_s=0.2)
+    with pytest.raises(SourceError, match="silent is dead"):
+        holoray.open(*places, silent, fault_policy=impatient).load()
+
+
+def _memory_copy(path: Path) -> MemoryStore:
+    store = MemoryStore()
+    store.blobs = {file.name: file.read_bytes() for file in path.iterdir()}
+    return store
+
+
+@pytest.mark.fault("lost-share")
+def test_shares_that_are_lost_are_skipped(model: Model) -> None:
+    """Files of which too few shares are left are lost, unless another source has them or may have them."""
+    shares = holoray.Shares.usable(4, 2, 3)
+    places = [MemoryStore(f"memory:{i}") for i in range(4)]
+    holoray.encode(model, holoray.ShareTarget(places, shares), threads=1)
+    few, others = holoray.open_shares(places[:2]), holoray.open_shares(places[1:3])
+    skipping = replace(QUICK, skip_corrupted=True)
+    sealed = holoray.open(few, others, fault_policy=skipping)
+    lost = set(sealed.manifest.lost)
+    assert lost == set(holoray.open(few).manifest.lost)
+    assert lost
+    expected = _quality_without(sealed, lambda e: e.file in lost)
+    assert sealed.loader().load().ratio == pytest.approx(expected, abs=1e-12)
+    for policy in (QUICK, replace(skipping, min_quality=expected + 1e-9)):
+        with pytest.raises(QualityError, match=f"quality {expected:.5f}"):
+            holoray.open(few, fault_policy=policy).load()
+    assert_exact(holoray.open(few, holoray.open_shares(places), fault_policy=QUICK).load(), model)
 
 
 @pytest.mark.fault("lying-source", "missing")
@@ -244,6 +364,20 @@ def test_corrupt_everywhere(count: int, model: Model, tmp_path: Path) -> None:
     enough.load()
 
 
+@pytest.mark.fault("lying-source")
+def test_a_mandatory_tensor_cannot_be_skipped(model: Model, tmp_path: Path) -> None:
+    """Integers have no energy: without them the quality would be 1 all the same."""
+    copy = MemoryStore()
+    holoray.encode(model, copy)
+    bad = _corrupted(copy, holoray.open(copy), "position_ids", 0)
+    sealed = holoray.open(bad, fault_policy=replace(QUICK, skip_corrupted=True))
+    for load in (sealed.load, lambda: load_file(sealed, tmp_path / "out.safetensors")):
+        with pytest.raises(QualityError, match="no quality can be had") as caught:
+            load()
+        assert caught.value.tensor == "position_ids"
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 def test_a_corrupt_landing_leaves_zeros(model: Model) -> None:
     copy = MemoryStore()
     holoray.encode(model, copy, codec="raw", compression="none")
@@ -281,6 +415,23 @@ def test_a_single_local_store_is_read_as_ever(tmp_path: Path, model: Model) -> N
     assert not any("holoray-source" in names for names in seen)  # no thread besides those of the pipeline
     assert threading.active_count() == before
     assert not one.strict
+
+
+def test_a_wrapper_passes_everything_on(copy: MemoryStore, model: Model) -> None:
+    """Also what a store of several copies or shares does itself; unless the wrapper has reads of its own."""
+    questions = {name for name in vars(Store) if not name.startswith("_")} - {"uri", "remote", "in_process"}
+    assert questions <= set(vars(WrappedStore))
+    liar, good = source(copy, "liar", lies=1.0), source(copy, "good")
+    pool = pool_of(holoray.open(liar, good, fault_policy=QUICK))
+    assert_exact(SealedStore(WrappedStore(pool)).load(), model)
+    with pytest.raises(IntegrityError):
+        SealedStore(FaultySource(WrappedStore(pool), Faults(lies=1.0))).load()
+    places = [MemoryStore(f"memory:{i}") for i in range(4)]
+    holoray.encode(model, holoray.ShareTarget(places, holoray.Shares.usable(4, 2, 3)), threads=1)
+    few = holoray.open_shares(places[:2])
+    wrapped = SealedStore(WrappedStore(few))
+    assert wrapped.manifest.lost == SealedStore(few).manifest.lost
+    assert wrapped.store.notes() == few.notes()
 
 
 def test_nothing_is_written_through_a_pool(copy: MemoryStore) -> None:

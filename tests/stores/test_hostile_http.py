@@ -234,6 +234,13 @@ def test_three_redirects_and_no_more(status: int, hops: int, works: bool) -> Non
         ("127.8.0.1", Scope.LOOPBACK),
         ("::1", Scope.LOOPBACK),
         ("::ffff:127.0.0.1", Scope.LOOPBACK),
+        ("::127.0.0.1", Scope.LOOPBACK),
+        ("64:ff9b::7f00:1", Scope.LOOPBACK),
+        ("64:ff9b::a9fe:a9fe", Scope.LINK),
+        ("64:ff9b::808:808", Scope.PUBLIC),
+        ("2002:7f00:1::", Scope.LOOPBACK),
+        ("2002:a00:1::5", Scope.PRIVATE),
+        ("::", Scope.LINK),
         ("169.254.169.254", Scope.LINK),
         ("fe80::1%eth0", Scope.LINK),
         ("0.0.0.0", Scope.LINK),
@@ -248,7 +255,7 @@ def test_who_can_reach_an_address(address: str, expected: Scope) -> None:
 @pytest.mark.parametrize("there", ["9.9.9.9", "10.0.0.2", "127.0.0.2", "169.254.1.2"])
 @pytest.mark.fault("bad-redirect")
 def test_a_redirect_never_leads_closer(here: str, there: str) -> None:
-    found = follow(Hop(f"http://{here}/a"), f"http://{there}/b")
+    found = follow(Hop(f"http://{here}/a"), f"http://{there}/b", here)
     if scope(there) > scope(here):
         assert isinstance(found, Objection)
     else:
@@ -259,9 +266,32 @@ def test_one_close_address_among_others_is_too_close(monkeypatch: pytest.MonkeyP
     """A name with several addresses: connecting might take any of them."""
     known = {"web.example": ["8.8.8.8"], "mixed.example": ["9.9.9.9", "10.0.0.1"]}
     monkeypatch.setattr(rules, "_addresses", lambda host, port: known[host])
-    assert isinstance(follow(Hop("http://web.example/a"), "http://mixed.example/b"), Objection)
-    assert isinstance(follow(Hop("https://web.example/a"), "http://web.example/b"), Objection)
-    assert follow(Hop("http://web.example/a"), "https://web.example/b") == Hop("https://web.example/b", "8.8.8.8")
+    for url, to in (
+        ("http://web.example/a", "http://mixed.example/b"),
+        ("https://web.example/a", "http://web.example/"),
+    ):
+        assert isinstance(follow(Hop(url), to, "8.8.8.8"), Objection)
+    found = follow(Hop("http://web.example/a"), "https://web.example/b", "8.8.8.8")
+    assert found == Hop("https://web.example/b", "8.8.8.8")
+
+
+@pytest.mark.fault("bad-redirect")
+@pytest.mark.parametrize("later", [["169.254.169.254"], []], ids=["closer", "unknown"])
+def test_the_host_that_answers_is_the_one_that_counts(monkeypatch: pytest.MonkeyPatch, later: list[str]) -> None:
+    """Its name may mean another address, or nothing, when it is looked up once more."""
+    looked_up: list[str] = []
+
+    def addresses(host: str, port: int) -> list[str]:
+        looked_up.append(host)
+        if host != "169.254.169.254" and not later:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return later or [host]
+
+    monkeypatch.setattr(rules, "_addresses", addresses)
+    closer = pytest.raises(SourceError, match="from a loopback address to a closer one")
+    with hostile(redirects("http://169.254.169.254/latest")) as server, closer:
+        HttpStore(server.url, limits=PATIENT).read("ROOT", 10)
+    assert looked_up == ["169.254.169.254"]
 
 
 def test_the_address_that_was_checked_is_the_one_connected_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def test_the_scheme_chooses(where: str, kind: type[Store], uri: str) -> None:
 )
 def test_what_makes_no_sense_is_a_usage_error(where: str, message: str, hint: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        open_store(where)
+        open_store(where).exists("ROOT")
     assert hint in caught.value.hint
 
 
@@ -80,7 +80,7 @@ def test_without_fsspec_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 def test_no_java_is_one_line() -> None:
     """Arrow lists every path on which it looked for libhdfs or libjvm."""
     with pytest.raises(SourceError) as caught:
-        open_store("hdfs://127.0.0.1:1/a")
+        open_store("hdfs://127.0.0.1:1/a").exists("ROOT")
     assert "\n" not in caught.value.message
     assert caught.value.message.startswith("cannot open hdfs://127.0.0.1:1/a: ")
 
@@ -125,7 +125,7 @@ def test_errors_show_no_credentials(tmp_path: Path) -> None:
     with s3_server() as s3:
         there = open_store(s3.uri("nothing"))
         texts += [_told(lambda: there.size("ROOT")), _told(lambda: holoray.open(there))]
-        texts.append(_told(lambda: open_store(s3.uri("nothing") + "&bogus=1")))
+        texts.append(_told(lambda: open_store(s3.uri("nothing") + "&bogus=1").size("ROOT")))
     for text in texts:
         assert SECRET not in text
         assert KEY not in text

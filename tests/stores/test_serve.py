@@ -23,6 +23,7 @@ import pyarrow as pa
 import pytest
 from bounds import bounded
 from certificates import make_certificate
+from hostile_http import hangs, hostile
 from pyarrow import flight
 from serving import served
 
@@ -30,6 +31,7 @@ import holoray
 from holoray.cli.output import Output
 from holoray.cli.serve import run_serve
 from holoray.errors import IntegrityError, SourceError, UsageError
+from holoray.metrics import JobMetrics, MetricsServer
 from holoray.pipelines import serve as serving
 from holoray.pipelines.loader import Loader
 from holoray.stores import FlightStore, LocalStore, MemoryStore, ReadLimits, Store
@@ -186,6 +188,30 @@ def make_noise(nbytes: int) -> Array:
     return np.random.default_rng(0).integers(1, 255, nbytes, np.uint8)
 
 
+def test_the_command_can_be_interrupted_while_it_opens_the_store() -> None:
+    with hostile(hangs()) as silent:
+        line = [sys.executable, "-m", "holoray", "serve", silent.url, "--port", "0"]
+        process = subprocess.Popen(line, stderr=subprocess.DEVNULL)
+        try:
+            while not silent.requests:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130  # the server has 30 s to answer
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_the_command_serves_shares_of_several_places(tmp_path: Path, model: Model) -> None:
+    root = holoray.encode(model, tmp_path / "s", shares=holoray.Shares.usable(4, 2, 3)).root
+    one, two, three = (str(tmp_path / "s" / f"share-{i}") for i in (0, 2, 3))
+    with command(Path(one), "--share", two, "--share", three) as server:
+        assert server.said["root"] == root
+        assert same(holoray.open(server.said["uri"]).load(), model)
+        assert server.end(signal.SIGINT) == 0
+
+
 def test_what_the_command_refuses(store: Path) -> None:
     line = [sys.executable, "-m", "holoray", "serve", str(store), "--port", "0", "--host", "0.0.0.0"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
@@ -193,6 +219,16 @@ def test_what_the_command_refuses(store: Path) -> None:
     assert "TLS and a token" in done.stderr
     with pytest.raises(UsageError, match="no HOLORAY_NO_SUCH"):
         run_serve(Output(json=True, quiet=True), str(store), token_env="HOLORAY_NO_SUCH", metrics_port=None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        options = ["--port", "0", "--metrics-port", str(taken.getsockname()[1])]
+        done = subprocess.run([*line[:5], *options], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "metrics cannot be served on port" in done.stderr
+    for port in (-1, 1 << 16):
+        with pytest.raises(UsageError, match=f"there is no port {port}"):
+            MetricsServer(JobMetrics(), port)
 
 
 # -- who may read -----------------------------------------------------------------------------------------

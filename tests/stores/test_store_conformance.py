@@ -234,7 +234,7 @@ class TestS3(RemoteStoreTests):
             self.write(RemoteStore(s3.uri("x", bucket="nowhere")), "a", b"")
         refused = OSError("AWS Error ACCESS_DENIED during HeadObject operation")
         store = RemoteStore(s3.uri("x"))
-        with mock.patch.object(store, "_filesystem") as filesystem, pytest.raises(SourceError) as caught:
+        with mock.patch.object(RemoteStore, "_filesystem") as filesystem, pytest.raises(SourceError) as caught:
             filesystem.open_input_file.side_effect = refused
             store.size("a")
         assert "permissions" in caught.value.hint
