@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from holoray.compression import ZSTD
+from holoray.kernels.device import Device
+from holoray.kernels.devices import CPU, open_device
 from holoray.pipelines.encode import EncodeReport, OnTensor
 from holoray.pipelines.encode import encode as encode_with_policy
 from holoray.pipelines.fault_policy import FaultPolicy
@@ -102,6 +104,8 @@ class LoadReport:
     seconds: float
     skipped: int = 0
     """Planned fragments that are not in the result, because they or what they require are corrupt everywhere."""
+    spilled: int = 0
+    """Tensors for which the device had no room, so that they were decoded on the host."""
 
 
 def load_file(
@@ -111,10 +115,13 @@ def load_file(
     on_fragment: OnFragment | None = None,
     *,
     dequantise: str | None = None,
+    device: str | Device = CPU,
+    device_bytes: int | None = None,
 ) -> LoadReport:
     """Load to a target straight into a safetensors file; neither the store nor the model need fit into memory.
 
-    `dequantise` ("bf16", "f16", "f32"): each quantised layer becomes one weight of this dtype.
+    `dequantise` ("bf16", "f16", "f32"): each quantised layer becomes one weight of this dtype. `device`: where weights
+    are decoded ("cpu", "cuda", "cuda:N"), within `device_bytes`; the file is the same.
     """
     start = time.perf_counter()
     target = target or Target()
@@ -127,6 +134,8 @@ def load_file(
         on_fragment=on_fragment,
         policy=sealed.policy,
         dequantise=dequantise,
+        device=open_device(device) if isinstance(device, str) else device,
+        device_bytes=device_bytes,
     )
     quality = progress.quality
     return LoadReport(
@@ -139,4 +148,5 @@ def load_file(
         snr_db=quality.snr_db,
         seconds=time.perf_counter() - start,
         skipped=len(select(sealed.manifest, target)) - progress.fragments_read,
+        spilled=len(progress.spilled),
     )

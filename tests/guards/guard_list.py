@@ -32,6 +32,7 @@ _LIES = "formats/test_safetensors.py::test_lies_are_format_errors"
 _FULL = "hardening/test_full_disk.py::"
 _KILLS = "hardening/test_killed_encodes.py::test_kills_at_some_steps_and_random_moments"
 _STATE = "actors/test_state.py::"
+_DEVICE_LOAD = "cuda/test_device_load.py::"
 
 INTEGRITY: Final = (
     Guard("integrity.py", "if size != entry.stored_bytes:", "if False:", _LOAD + "test_a_short_payload_is_told_as_one"),
@@ -207,4 +208,17 @@ DEVICES: Final = (
     Guard("actors/state.py", "return len(manned) >= self._expected if self.home is None else self.home in manned", "return True if self.home is None else self.home in manned", _STATE + "test_a_device_that_never_comes_ends_the_warm_up"),
 )  # fmt: skip
 
-GUARDS: Final = (*INTEGRITY, *MANIFEST, *PAYLOADS, *WRITING, *QUANTISED, *STATE, *DEVICES)
+DEVICE_LOAD: Final = (
+    Guard("pipelines/fragment_pipeline.py", "self._device.synchronize()", "pass", _DEVICE_LOAD + "test_a_fragment_that_is_reported_is_there"),
+    Guard("pipelines/weights_memory.py", "with self.device.shared():", "if True:", _DEVICE_LOAD + "test_every_step_of_a_load_gives_the_bytes_of_the_host"),
+    Guard("pipelines/weights_memory.py", "if nbytes + turn_bytes > self.limit_bytes:", "if False:", _DEVICE_LOAD + "test_a_budget_with_room_for_one_turn_is_kept"),
+    Guard("pipelines/weights_memory.py", "max(1, min(threads, room // turn_bytes)) if turn_bytes else threads", "threads", _DEVICE_LOAD + "test_as_many_threads_decode_as_there_is_room_for"),
+    Guard("pipelines/weights_memory.py", "if sum(self._there.values()) + nbytes > self._room:", "if False:", _DEVICE_LOAD + "test_tensors_without_room_go_to_the_host"),
+    Guard("pipelines/weights_memory.py", "            check_device_codec(spec, codec)", "            pass", _DEVICE_LOAD + "test_what_a_device_cannot_do_is_told_before_anything_is_read"),
+    Guard("pipelines/turns.py", "error.with_traceback(None)", "error", "pipelines/test_turns.py::test_a_failed_attempt_holds_nothing_while_it_waits"),
+    Guard("kernels/planes_decode.py", "self.waiting[slot] = waiting\n", "pass\n", _DEVICE_LOAD + "test_layers_that_wait_for_others_wait_on_without_memory"),
+    Guard("kernels/planes_decode.py", "self._restore(weights, before)", "pass", _DEVICE_LOAD + "test_a_run_is_put_back_when_its_verdict_cannot_be_had"),
+    Guard("kernels/copies.py", "after=stream.record()", "after=None", "cuda/test_copies.py::test_what_is_written_is_read_back"),
+)  # fmt: skip
+
+GUARDS: Final = (*INTEGRITY, *MANIFEST, *PAYLOADS, *WRITING, *QUANTISED, *STATE, *DEVICES, *DEVICE_LOAD)
