@@ -72,7 +72,7 @@ class DeviceRawAccumulator(RawAccumulator):
         self._device.synchronize()
 
     def accumulate(self, slot: int, decompressed: Any, scratch: Scratch) -> None:
-        self._device.write(super().read_slot(slot), np.frombuffer(decompressed, np.uint8))
+        self.write_slot(slot, np.frombuffer(decompressed, np.uint8))
         self._held[slot] = 1
 
 

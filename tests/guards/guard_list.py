@@ -209,7 +209,6 @@ DEVICES: Final = (
 )  # fmt: skip
 
 DEVICE_LOAD: Final = (
-    Guard("pipelines/fragment_pipeline.py", "self._device.synchronize()", "pass", _DEVICE_LOAD + "test_a_fragment_that_is_reported_is_there"),
     Guard("pipelines/weights_memory.py", "with self.device.shared():", "if True:", _DEVICE_LOAD + "test_every_step_of_a_load_gives_the_bytes_of_the_host"),
     Guard("pipelines/weights_memory.py", "if nbytes + turn_bytes > self.limit_bytes:", "if False:", _DEVICE_LOAD + "test_a_budget_with_room_for_one_turn_is_kept"),
     Guard("pipelines/weights_memory.py", "max(1, min(threads, room // turn_bytes)) if turn_bytes else threads", "threads", _DEVICE_LOAD + "test_as_many_threads_decode_as_there_is_room_for"),
