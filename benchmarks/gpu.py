@@ -3,8 +3,9 @@
     python -m benchmarks.gpu [--weights 2^26]
 
 A row gives GB/s of output, and the rate of all bytes that the kernel must read and write as a share of a device copy's;
-or milliseconds, and the rate beside that of a library's call.
-Decoded weights are compared with the original ones.
+or milliseconds, and the rate beside that of a library's call. Decoded weights are compared with the original ones. The
+last lines are a whole load of a store in memory: its share of the slowest of the two things it cannot do without, and
+what the device's memory held at most.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+import holoray
 from benchmarks.dequant import random_layer
 from holoray.codecs import get_codec
 from holoray.codecs.dealing import Deal
@@ -29,15 +31,21 @@ from holoray.codecs.planes_layout import RUN as RUN_WEIGHTS
 from holoray.compression import ZSTD, decompress
 from holoray.errors import DeviceError
 from holoray.formats.quantised import AWQ, GPTQ, INT8, Packing
-from holoray.kernels import launchers
+from holoray.kernels import launchers, xp
+from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.device import Device
 from holoray.kernels.device_accumulators import device_dtype, pack_sections
 from holoray.kernels.frames import NVCOMP, QueuedDevice, open_frames
 from holoray.kernels.planes_decode import RunLayers
 from holoray.kernels.planes_groups import KINDS
 from holoray.kernels.planes_launch import RUN, launch
+from holoray.kernels.registry import make_accumulator
 from holoray.kernels.scratch import Scratch
+from holoray.pipelines.fragment_pipeline import FragmentPipeline
+from holoray.pipelines.plan import Target, select, units
+from holoray.pipelines.sealed_store import SealedStore
 from holoray.pipelines.tensor_codec import encode_tensor
+from holoray.stores import MemoryStore
 from holoray.tensor import DTYPES
 
 REPEATS: Final = 7
@@ -231,6 +239,81 @@ def _go(device: Device, records: npt.NDArray[Any], held: int, layers: int) -> No
         assert not launch(device, records).any()
 
 
+@dataclass(frozen=True, slots=True)
+class LoadRow:
+    """A whole load: seconds of the best of some, of its parts alone, and bytes of the device at most."""
+
+    seconds: float
+    parts: dict[str, float]
+    weights_bytes: int
+    peak_bytes: int
+
+    def lines(self) -> list[str]:
+        slowest = max(self.parts, key=self.parts.__getitem__)
+        parts = ", ".join(f"{name} {self.weights_bytes / s / 1e9:.1f}" for name, s in self.parts.items())
+        return [
+            f"load from memory, raw and planes BF16 {self.weights_bytes / self.seconds / 1e9:6.1f} GB/s of weights, "
+            f"{self.parts[slowest] / self.seconds:.1%} of {slowest} (alone, GB/s of weights: {parts})",
+            f"memory of the load {self.peak_bytes / self.weights_bytes:9.3f} x its weights",
+        ]
+
+
+def whole_load(device: Device, weights: int, used_bytes: Callable[[], int]) -> LoadRow:
+    """A store of BF16 matrices onto the device, beside its staged copy and its fragments' way on the host alone.
+
+    `used_bytes`: what the device's allocator holds now.
+    """
+    model = {
+        f"layers.{n}.weight": (0.02 * np.random.default_rng(n).standard_normal((16, max(1, weights // 64)))).astype(
+            DTYPES["BF16"]
+        )
+        for n in range(4)
+    }
+    store = MemoryStore()
+    holoray.encode(model, store)
+    sealed = holoray.open(store)
+    before, seconds, peak = used_bytes(), [], 0
+    for _ in range(1 + REPEATS):
+        start = time.perf_counter()
+        loaded = sealed.load(device=device)
+        device.synchronize()
+        seconds.append(time.perf_counter() - start)
+        peak = max(peak, used_bytes() - before)
+        for name, array in model.items():
+            assert np.array_equal(device.download(loaded[name]), array.view(np.uint16)), "loaded weights differ"
+        del loaded
+    stored = [np.zeros(t.stored_bytes, np.uint8) for t in sealed.manifest.tensors]
+    parts = {
+        "staged copies": best_seconds(device, lambda: [device.upload(array) for array in stored]),
+        "fetch, verify and zstd": _host_seconds(sealed),
+    }
+    return LoadRow(min(seconds[1:]), parts, sum(array.nbytes for array in model.values()), peak)
+
+
+def _host_seconds(sealed: SealedStore) -> float:
+    """The best of some runs of a load's first three stages, on all cores."""
+
+    class Opened:
+        """Tensors whose fragments are opened and then dropped."""
+
+        def open(self, tensor: int) -> Accumulator:
+            spec, codec = sealed.manifest.tensors[tensor].spec, sealed.manifest.codecs[tensor]
+            accumulator = make_accumulator(spec, codec, np.zeros(spec.shape, spec.numpy_dtype))
+            accumulator.accumulate = lambda *_: None  # type: ignore[method-assign]
+            return accumulator
+
+        def close(self, tensor: int) -> None:
+            pass
+
+    work = units(sealed.manifest, select(sealed.manifest, Target()))
+    times = []
+    for _ in range(1 + REPEATS):
+        start = time.perf_counter()
+        FragmentPipeline(sealed.store, sealed.manifest, finalize=False).run(work, Opened())
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
 def main() -> None:
     from holoray.kernels.cuda.device import CudaDevice
 
@@ -248,6 +331,9 @@ def main() -> None:
             print(beside.line(speed))
     except DeviceError as error:
         print(f"zstd on the device: not measured, {error}")
+    pool = xp.cupy().get_default_memory_pool()
+    pool.free_all_blocks()
+    print(*whole_load(device, count, lambda: int(pool.total_bytes())).lines(), sep="\n")
 
 
 if __name__ == "__main__":

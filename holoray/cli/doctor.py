@@ -94,7 +94,7 @@ def tools() -> Iterator[Finding]:
 
 
 def gpu() -> Iterator[Finding]:
-    """CuPy, the driver, its devices with the speed of page-locked copies, the compiler, NCCL, nvCOMP."""
+    """CuPy, the driver, its devices with the speed of page-locked copies, the compiler, NCCL, nvCOMP, NVTX."""
     from holoray.kernels import xp
 
     try:
@@ -118,6 +118,7 @@ def gpu() -> Iterator[Finding]:
     yield _compiler()
     yield _nccl(xp)
     yield _nvcomp(xp)
+    yield _nvtx(xp)
 
 
 def _device(cupy: Any, number: int, versions: str) -> Finding:
@@ -140,7 +141,8 @@ def _pinned_copy_speed(cupy: Any) -> float:
     from holoray.kernels.pools import pinned_memory
 
     source, stream = pinned_memory(cupy)(_PROBE_BYTES), cupy.cuda.Stream(non_blocking=True)
-    target = cupy.empty(_PROBE_BYTES, cupy.uint8)
+    target = cupy.zeros(_PROBE_BYTES, cupy.uint8)
+    cupy.cuda.Stream.null.synchronize()  # whose work a stream that does not block would not wait for
     best = float("inf")
     for _ in range(_PROBES):
         start = time.perf_counter()
@@ -181,6 +183,12 @@ def _nvcomp(xp: Any) -> Finding:
         return Finding("nvcomp", OK, str(xp.nvcomp().__version__))
     except DeviceError as error:
         return Finding("nvcomp", MISSING, error.message, error.hint)
+
+
+def _nvtx(xp: Any) -> Finding:
+    if xp.nvtx() is None:
+        return Finding("nvtx", MISSING, "this CuPy cannot name stages in a profiler's trace", xp.INSTALL_HINT)
+    return Finding("nvtx", OK, "stages of a load are named in traces: nsys profile -t cuda,nvtx holoray load …")
 
 
 def _dotted(version: int) -> str:

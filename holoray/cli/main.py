@@ -247,7 +247,10 @@ def load(
     fragments: Annotated[
         str | None, typer.Option(help="Load these fragment indices of each tensor (planes: layers), e.g. 0,2,5.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to decode: cpu.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where to decode: cpu, cuda or cuda:N.")] = "cpu",
+    device_bytes: Annotated[
+        int | None, typer.Option(help="Memory of the device to use at most; default: what is free, less a reserve.")
+    ] = None,
     dequantise: Annotated[
         str | None,
         typer.Option(help="Quantised layers (GPTQ, AWQ, int8) become weights of this dtype: bf16, f16 or f32."),
@@ -270,11 +273,11 @@ def load(
     """
     out = _begin(json, quiet)
     from holoray.cli.sources import places, policy_of, source_table
+    from holoray.kernels.devices import open_device
     from holoray.pipelines.open_sources import open_places
     from holoray.pipelines.plan import Target
 
-    if device != "cpu":
-        raise UsageError(f"device {device!r} is not supported", hint="this version decodes on the cpu")
+    where = open_device(device)  # first: without the device nothing else matters
     sealed = open_places(places(stores, sources, share), expect, policy_of(skip_corrupted, min_quality))
     goal = Target(quality, nbytes, None if fragments is None else _indices(fragments))
     manifest = sealed.manifest
@@ -286,17 +289,29 @@ def load(
             entry = manifest.tensors[manifest.by_name[tensor]].fragments[index]
             advance(entry.stored_bytes, f"quality {reached:.5f}")
 
-        values = asdict(load_file(sealed, target, goal, on_fragment, dequantise=dequantise))
-    stats, skipped, notes = sealed.stats(), values.pop("skipped"), list(sealed.store.notes())
+        report = load_file(
+            sealed,
+            target,
+            goal,
+            on_fragment,
+            dequantise=dequantise,
+            device=where or "cpu",
+            device_bytes=device_bytes,
+        )
+    values, stats, notes = asdict(report), sealed.stats(), list(sealed.store.notes())
+    skipped, spilled = values.pop("skipped"), values.pop("spilled")
     of_sources = {"skipped": skipped, "sources": [asdict(source) for source in stats]} if stats else {}
+    of_device = {"device": device, "spilled": spilled} if where else {}
     out.result(
-        values | of_sources | {"notes": notes},
+        values | of_device | of_sources | {"notes": notes},
         f"{shown(target)}: quality {values['quality']:.6f} ({decibel(values['snr_db'])}) from "
         f"{human_bytes(values['bytes_read'])} in {values['seconds']:.2f} s",
         *([source_table(stats)] if stats else []),
     )
     if skipped:
         out.warn([f"{skipped} fragments are missing: they, or what they require, are corrupt or missing everywhere"])
+    if spilled:
+        out.warn([f"{counted(spilled, 'tensor')} did not fit on {device} and went to the host, with the same weights"])
     out.warn(notes)
 
 

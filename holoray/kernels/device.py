@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,14 +33,35 @@ def grid_stride(items: int, threads: int, most_blocks: int) -> Geometry:
 
 
 class Device(Protocol):
-    """Arrays are CuPy's, or NumPy's in tests; bfloat16 is uint16 there, which CuPy knows."""
+    """Arrays are CuPy's, or NumPy's in tests; bfloat16 is uint16 there, which CuPy knows.
+
+    Work is queued on the calling thread's stream: the one of `stream`, else that of `shared`. An array belongs to the
+    stream it was made on: freed, its memory goes to the next array of that stream, behind all work queued there. So
+    what is made inside `stream` must only be used there, and needs no waiting when it is dropped; what several
+    streams use is made inside `shared`, and dropped when all of them have been waited for.
+    """
 
     number: int
     """Which device of this process it is."""
     multiprocessors: int
 
+    def stream(self) -> AbstractContextManager[None]:
+        """A stream of the thread's own for the length of a `with`; leaving waits for its work."""
+
+    def shared(self) -> AbstractContextManager[None]:
+        """For making arrays that all streams use: whatever is queued inside is done when it is left."""
+
+    def range(self, name: str) -> AbstractContextManager[None]:
+        """Names what the thread does inside in a profiler's trace; costs next to nothing without a profiler."""
+
+    def free_bytes(self) -> int:
+        """Bytes that can still be allocated."""
+
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
-        """A zeroed array on the device, at a multiple of 256 bytes."""
+        """A zeroed array on the device, at a multiple of 256 bytes; raises CapacityError where there is no room."""
+
+    def copy(self, array: Any, to: Any = None) -> Any:
+        """Queue a copy of a contiguous array on the device, to another one or a new one, and return that."""
 
     def segment(self, nbytes: int) -> Any:
         """Zeroed uint8 in an allocation of its own, so that `share` gives no neighbours away."""
@@ -57,10 +79,13 @@ class Device(Protocol):
         """Where a contiguous array lies on the device."""
 
     def upload(self, host: npt.NDArray[Any]) -> Any:
-        """A copy of the array on the device. The host array may be reused once `synchronize` returned."""
+        """A copy of the array on the device, queued; the host array may be reused at once. CapacityError: no room."""
+
+    def write(self, array: Any, host: npt.NDArray[Any]) -> None:
+        """Queue a copy of as many bytes into a contiguous array of the device; the host's may be reused at once."""
 
     def download(self, array: Any) -> npt.NDArray[Any]:
-        """A copy on the host, when all work queued before is done."""
+        """A copy on the host of a contiguous array, when all work queued before on this stream is done."""
 
     def launch(self, module: str, kernel: str, geometry: Geometry, arguments: Sequence[np.generic]) -> None:
         """Queue a kernel; NumPy scalars are passed by value, in their own width."""
@@ -72,4 +97,4 @@ class Device(Protocol):
         """The orthonormal inverse DCT-II of a float32 array over two axes, as a new contiguous array."""
 
     def synchronize(self) -> None:
-        """Wait for all queued work."""
+        """Wait for all work queued on this stream, and for no other."""

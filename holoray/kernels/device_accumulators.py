@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from holoray.codecs.base import Codec
 from holoray.codecs.planes import PlanesCodec
+from holoray.codecs.raw import RawCodec
 from holoray.fragment import FragmentEntry
 from holoray.kernels.device import Device
 from holoray.kernels.planes_decode import PlanesAccumulator, RunLayers
@@ -24,12 +25,30 @@ from holoray.kernels.scratch import Scratch
 from holoray.tensor import Array, TensorSpec
 
 _ALIGNMENT = 16
+_RUN_COPIES = 3
+"""The run as it was, and its sections, which take more than the run only where nearly all weights are outliers."""
+_RUN_TABLES = 64 << 10
+"""Records, verdicts, and the room behind sections."""
 
 
 def device_dtype(spec: TensorSpec) -> np.dtype[Any]:
     """The dtype of a tensor on a device: its own where NumPy itself has it, else unsigned numbers of that width."""
     own = spec.numpy_dtype
     return own if own.kind in "fiucb" else np.dtype(f"<u{own.itemsize}")
+
+
+def turn_nbytes(spec: TensorSpec, codec: Codec) -> int:
+    """Bytes of a device, besides weights and state, that adding a slot or finalizing takes at most for a moment.
+
+    For `planes` the sections of a run, and the run as it was before; `raw` goes straight to its place. Codecs that
+    finalize are allowed for with float32 twice on its way through a transform, and once as it was.
+    """
+    if isinstance(codec, RawCodec):
+        return 0
+    if isinstance(codec, PlanesCodec):
+        run = codec.run_weights(spec, 0)
+        return _RUN_COPIES * run * spec.numpy_dtype.itemsize + _RUN_TABLES
+    return 3 * spec.size * 4
 
 
 class DeviceRawAccumulator(RawAccumulator):
@@ -49,7 +68,7 @@ class DeviceRawAccumulator(RawAccumulator):
         return self._device.download(super().read_slot(slot))
 
     def write_slot(self, slot: int, content: npt.NDArray[Any]) -> None:
-        super().write_slot(slot, self._device.upload(content))
+        self._device.write(super().read_slot(slot), content)
         self._device.synchronize()
 
     def accumulate(self, slot: int, decompressed: Any, scratch: Scratch) -> None:
@@ -72,11 +91,14 @@ class DevicePlanesAccumulator(PlanesAccumulator):
         return self._device.download(super().read_slot(slot))
 
     def write_slot(self, slot: int, content: npt.NDArray[Any]) -> None:
-        super().write_slot(slot, self._device.upload(content))
+        self._device.write(super().read_slot(slot), content)
         self._device.synchronize()
 
     def _copy(self, weights: Any, scratch: Scratch) -> Any:
-        return weights.copy()
+        return self._device.copy(weights)
+
+    def _restore(self, weights: Any, before: Any) -> None:
+        self._device.copy(before, weights)
 
     def _decode(self, run: RunLayers, held: int, target: int, scratch: Scratch) -> int:
         places = [p for layer in range(held, target) for p in self.codec.layout(self.spec, layer, run.slot).sections]

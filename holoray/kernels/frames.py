@@ -31,7 +31,7 @@ class QueuedDevice(Device, Protocol):
     """A device whose stream other libraries may use: `CudaDevice`."""
 
     @property
-    def stream(self) -> int: ...
+    def stream_address(self) -> int: ...
 
 
 def open_frames(device: Device, frames: Sequence[Any], raw_bytes: Sequence[int], *, where: str = HOST) -> list[Any]:
@@ -59,12 +59,12 @@ def _by_nvcomp(nvcomp: Any, device: QueuedDevice, frames: Sequence[Any], raw_byt
     raw_starts, total = _places(raw_bytes)
     source, raw = device.upload(packed), device.zeros((total,), np.uint8)
     device.synchronize()
-    own = {"device_id": device.number, "cuda_stream": device.stream}
+    own = {"device_id": device.number, "cuda_stream": device.stream_address}
     try:
         with nvcomp.Codec(algorithm="Zstd", bitstream_kind=nvcomp.BitstreamKind.RAW, **own) as codec:
-            stored = nvcomp.as_arrays(source, starts, sizes, device.stream)
+            stored = nvcomp.as_arrays(source, starts, sizes, device.stream_address)
             # What is written to has a fixed size: nvCOMP refuses a frame that yields more with a ValueError.
-            target = nvcomp.as_arrays(raw, raw_starts, list(raw_bytes), device.stream)
+            target = nvcomp.as_arrays(raw, raw_starts, list(raw_bytes), device.stream_address)
             got = codec.decode(stored, out=target).buffer_sizes  # waits
     except ValueError as error:
         raise FormatError(f"nvCOMP refuses a zstd frame: {error}") from None

@@ -14,7 +14,7 @@ import pyarrow as pa
 from holoray.codecs import planes_layout as lay
 from holoray.codecs.planes import PlanesCodec
 from holoray.compression import NONE, decompress
-from holoray.errors import FormatError, UsageError
+from holoray.errors import CapacityError, FormatError, UsageError
 from holoray.fragment import FragmentEntry
 from holoray.kernels import planes_density
 from holoray.kernels.accumulator import Accumulator
@@ -140,12 +140,20 @@ class PlanesAccumulator(Accumulator):
         return run
 
     def accumulate(self, slot: int, decompressed: RunLayers, scratch: Scratch) -> None:
-        """Add layers of a run. After a FormatError the run holds what it held before, and nothing waits for it."""
+        """Add layers of a run. After a FormatError the run holds what it held before, and nothing waits for it.
+
+        After a CapacityError (there was no room to work) all is as it was before.
+        """
         run, waiting = decompressed, self.waiting.pop(slot, {})
         held = int(self.reached[slot])
         target = self._contiguous(held, run.bodies.keys() | waiting.keys())
         if target > held:
-            self._apply(run, waiting, held, target, scratch)
+            try:
+                self._apply(run, waiting, held, target, scratch)
+            except CapacityError:
+                if waiting:
+                    self.waiting[slot] = waiting
+                raise
         left = {layer: bytes(body) for layer, body in (run.bodies | waiting).items() if layer >= target}
         if left:
             self.waiting[slot] = left
@@ -179,7 +187,7 @@ class PlanesAccumulator(Accumulator):
     def _apply(self, run: RunLayers, waiting: Mapping[int, bytes], held: int, target: int, scratch: Scratch) -> None:
         """Add layers held..target-1 to the run's weights; they are all there, or FormatError and none is."""
         weights = self._weights(run.slot)
-        before = self._copy(weights, scratch) if held else 0
+        before = self._copy(weights, scratch) if held else None
         self.reached[run.slot] = 0  # while the kernels work
         try:
             waited = {layer: waiting[layer] for layer in range(held, target) if layer not in run.bodies}
@@ -190,7 +198,10 @@ class PlanesAccumulator(Accumulator):
                 error = FormatError("planes: a stream is longer or shorter than its planes ask for")
                 raise _located(error, self.codec, self.spec, _stream_layer(bad - 1), run.slot)
         except BaseException:
-            weights[:] = before
+            if held:
+                self._restore(weights, before)
+            else:
+                weights[:] = 0
             self.reached[run.slot] = held
             raise
         self.reached[run.slot] = target
@@ -200,6 +211,10 @@ class PlanesAccumulator(Accumulator):
         before = scratch.array("planes.before", weights.size, np.uint16)
         before[:] = weights
         return before
+
+    def _restore(self, weights: Any, before: Any) -> None:
+        """Put back what `_copy` gave."""
+        weights[:] = before
 
     def _decode(self, run: RunLayers, held: int, target: int, scratch: Scratch) -> int:
         """Run the kernels; returns 0 or the bad stream + 1."""

@@ -78,10 +78,15 @@ def make_device_accumulator(spec: TensorSpec, codec: Codec, out: Any, device: De
 
     Raises UsageError for a codec whose weights are made on the host only.
     """
+    check_device_codec(spec, codec)
+    return DEVICE_ACCUMULATORS[codec.name](spec, codec, out, device)
+
+
+def check_device_codec(spec: TensorSpec, codec: Codec) -> None:
+    """Raise UsageError for a tensor whose codec has no accumulator on a device."""
     if codec.name not in DEVICE_ACCUMULATORS:
         hint = f"codecs on a device: {', '.join(DEVICE_ACCUMULATORS)}"
         raise UsageError(f"{codec.name} tensors are not accumulated on a device", hint=hint, tensor=spec.name)
-    return DEVICE_ACCUMULATORS[codec.name](spec, codec, out, device)
 
 
 def state_nbytes(spec: TensorSpec, codec: Codec) -> int:

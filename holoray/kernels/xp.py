@@ -56,6 +56,15 @@ def nvcomp() -> Any:
     return module
 
 
+def nvtx() -> Any:
+    """The module that names stretches of work in a profiler's trace, or None where this CuPy was built without."""
+    cupy()
+    try:
+        return importlib.import_module("cupy_backends.cuda.libs.nvtx")
+    except ImportError:
+        return None
+
+
 def device_count() -> int:
     """How many CUDA devices this process can use; raises DeviceError where there is no CuPy or no driver."""
     runtime = cupy().cuda.runtime

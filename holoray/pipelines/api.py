@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from holoray.compression import ZSTD
 from holoray.errors import QualityError
+from holoray.kernels.device import Device
+from holoray.kernels.devices import CPU, open_device
 from holoray.manifest import Manifest
 from holoray.pipelines.encode import EncodeReport, OnTensor
 from holoray.pipelines.encode import encode as encode_with_policy
@@ -104,6 +106,8 @@ class LoadReport:
     seconds: float
     skipped: int = 0
     """Planned fragments that are not in the result: they or what they require are corrupt or missing everywhere."""
+    spilled: int = 0
+    """Tensors for which the device had no room, so that they were decoded on the host."""
 
 
 def load_file(
@@ -113,10 +117,13 @@ def load_file(
     on_fragment: OnFragment | None = None,
     *,
     dequantise: str | None = None,
+    device: str | Device = CPU,
+    device_bytes: int | None = None,
 ) -> LoadReport:
     """Load to a target straight into a safetensors file; neither the store nor the model need fit into memory.
 
-    `dequantise` ("bf16", "f16", "f32"): each quantised layer becomes one weight of this dtype.
+    `dequantise` ("bf16", "f16", "f32"): each quantised layer becomes one weight of this dtype. `device`: where weights
+    are decoded ("cpu", "cuda", "cuda:N"), within `device_bytes`; the file is the same.
     """
     start = time.perf_counter()
     target = target or Target()
@@ -129,6 +136,8 @@ def load_file(
         on_fragment=on_fragment,
         policy=sealed.policy,
         dequantise=dequantise,
+        device=open_device(device) if isinstance(device, str) else device,
+        device_bytes=device_bytes,
     )
     quality = progress.quality
     return LoadReport(
@@ -141,6 +150,7 @@ def load_file(
         snr_db=quality.snr_db,
         seconds=time.perf_counter() - start,
         skipped=_wanted(sealed.manifest, target) - progress.fragments_read,
+        spilled=len(progress.spilled),
     )
 
 

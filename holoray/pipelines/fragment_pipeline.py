@@ -5,6 +5,9 @@ store -> fetch -> verify -> decompress -> accumulate -> finalize -> hand over
 One thread carries a batch the whole way. Reading waits, so there are more threads than cores; decoding does not, so a
 few scratch memories are handed round: having one is the permission to decode. One byte budget bounds what is in
 flight.
+
+With a device a thread has a stream of its own for the batch, and waits for it before it calls a unit done: whoever
+reads a tensor then sees what all streams wrote. Copies and kernels of one thread run while others fetch and decompress.
 """
 
 from __future__ import annotations
@@ -15,14 +18,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from holoray.errors import CapacityError, FormatError, HolorayError, IntegrityError
 from holoray.fragment import FragmentEntry
 from holoray.integrity import check as check_integrity
 from holoray.kernels.accumulator import Accumulator
+from holoray.kernels.device import Device
 from holoray.kernels.scratch import Scratch
 from holoray.manifest import Manifest
 from holoray.pipelines.budget import ByteBudget
@@ -30,6 +34,7 @@ from holoray.pipelines.fetch import fetch
 from holoray.pipelines.meter import Laps, Meter, Tally
 from holoray.pipelines.plan import Unit, batches
 from holoray.pipelines.source_pool import SourcePool
+from holoray.pipelines.turns import Turns
 from holoray.stores.base import Store
 
 # Handing a batch to a thread costs some 0.1 ms; a small model still needs a few batches a thread.
@@ -38,6 +43,8 @@ MIN_BATCH_BYTES: Final = 256 << 10
 _BATCHES_PER_THREAD: Final = 2
 BUDGET_BYTES: Final = 64 << 20
 _READERS: Final = 1
+_DEVICE_WAITERS: Final = 2
+"""With a device, threads beyond the cores: those that wait for their stream."""
 
 OnUnit = Callable[[Unit], None]
 
@@ -55,7 +62,7 @@ class FragmentPipeline:
 
     `strict` checks sha256 besides xxh3_64; `finalize=False` leaves tensors as accumulated. Errors stop the run: the
     first one is raised once all threads are idle. With `skip_corrupted` a damaged fragment is no error: units go on
-    without it, and without what requires it.
+    without it, and without what requires it. `device`: where the destination's accumulators work, if not on the host.
     """
 
     def __init__(
@@ -69,23 +76,31 @@ class FragmentPipeline:
         meter: Meter | None = None,
         finalize: bool = True,
         skip_corrupted: bool = False,
+        device: Device | None = None,
     ) -> None:
         self._store = store
         self._manifest = manifest
         self._strict = strict
         self._finalize = finalize
         self._skip_corrupted = skip_corrupted
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._device = device
+        self.threads = threads or len(os.sched_getaffinity(0)) + (0 if device is None else _DEVICE_WAITERS)
         self.budget = ByteBudget(budget_bytes)
         self.meter = meter or Meter()
         self._scratches: queue.LifoQueue[Scratch] = queue.LifoQueue()
-        for _ in range(self._threads):
+        for _ in range(self.threads):
             self._scratches.put(Scratch())
 
-    def run(self, work: Sequence[Unit], destination: Destination, on_unit: OnUnit | None = None) -> None:
-        """Bring every unit to its destination; `on_unit` is called after each, from the thread that carried it."""
-        tensors = _OpenTensors(destination, Counter(unit.tensor for unit in work), self._finalize)
-        with ThreadPoolExecutor(self._threads + _READERS, thread_name_prefix="holoray") as pool:
+    def run(
+        self, work: Sequence[Unit], destination: Destination, on_unit: OnUnit | None = None, *, width: int | None = None
+    ) -> None:
+        """Bring every unit to its destination; `on_unit` is called after each, from the thread that carried it.
+
+        At most `width` threads accumulate at a time, and fewer when memory runs out there.
+        """
+        turns = Turns(width or self.threads)
+        tensors = _OpenTensors(destination, Counter(unit.tensor for unit in work), self._finalize, turns)
+        with ThreadPoolExecutor(self.threads + _READERS, thread_name_prefix="holoray") as pool:
             cut = batches(work, self._batch_bytes(work))
             futures = [pool.submit(self._carry, batch, tensors, on_unit) for batch in cut]
             try:
@@ -101,7 +116,7 @@ class FragmentPipeline:
             raise CapacityError("not enough memory to decode", hint="close other programs, or load less") from error
 
     def _batch_bytes(self, work: Sequence[Unit]) -> int:
-        share = sum(unit.stored_bytes for unit in work) // (_BATCHES_PER_THREAD * self._threads)
+        share = sum(unit.stored_bytes for unit in work) // (_BATCHES_PER_THREAD * self.threads)
         return min(max(share, MIN_BATCH_BYTES), MAX_BATCH_BYTES)
 
     def _carry(self, batch: Sequence[Unit], tensors: _OpenTensors, on_unit: OnUnit | None) -> None:
@@ -110,17 +125,22 @@ class FragmentPipeline:
         opened = [tensors.open(unit.tensor) for unit in batch]
         landings = [to.landing(fragment) for to, unit in zip(opened, batch, strict=True) for fragment in unit.fragments]
         try:
-            with self._fetched(batch, landings, tally, laps) as payloads, self._scratch() as scratch:
+            with (
+                self._fetched(batch, landings, tally, laps) as payloads,
+                self._scratch() as scratch,
+                self._stream(),
+            ):
                 laps.start()
                 for unit, accumulator in zip(batch, opened, strict=True):
                     own, payloads = payloads[: len(unit.fragments)], payloads[len(unit.fragments) :]
                     intact, own = _intact(unit, own)
                     if intact.fragments:
-                        self._decode(intact, own, accumulator, scratch, tally, laps)
+                        self._decode(intact, own, accumulator, scratch, tensors.turns, tally, laps)
                     else:
                         accumulator.discard(unit.slot)
                     done += 1
-                    tensors.done(unit.tensor)
+                    with self._range("finalize"):
+                        tensors.done(unit.tensor)
                     laps.lap("finalize")
                     if on_unit is not None and intact.fragments:
                         on_unit(intact)
@@ -146,7 +166,8 @@ class FragmentPipeline:
             unit, fragment = members[member]
             name = self._manifest.tensors[unit.tensor].name
             try:
-                check_integrity(name, fragment, payload, strict=self._strict, source=self._store.uri)
+                with self._range("verify"):
+                    check_integrity(name, fragment, payload, strict=self._strict, source=self._store.uri)
             except IntegrityError as error:
                 tally.count("corrupt", 1, fragment.stored_bytes)
                 return error
@@ -156,7 +177,8 @@ class FragmentPipeline:
 
         with self.budget.borrow(buffered) as buffer:
             laps.start()
-            views, wrong = fetch(self._store, entries, landings, buffer, check)
+            with self._range("fetch"):
+                views, wrong = fetch(self._store, entries, landings, buffer, check)
             if wrong and not self._skip_corrupted:
                 raise wrong[min(wrong)]
             yield [None if member in wrong else view for member, view in enumerate(views)]
@@ -167,16 +189,24 @@ class FragmentPipeline:
         payloads: Sequence[memoryview],
         accumulator: Accumulator,
         scratch: Scratch,
+        turns: Turns,
         tally: Tally,
         laps: Laps,
     ) -> None:
         with self._located(unit, tally):
-            raw = accumulator.decompress(unit.fragments, payloads, scratch)
+            with self._range("decompress"):
+                raw = accumulator.decompress(unit.fragments, payloads, scratch)
             laps.lap("decompress")
-            accumulator.accumulate(unit.slot, raw, scratch)
+            with self._range("accumulate"):
+                turns.take(lambda: self._accumulate(accumulator, unit.slot, raw, scratch))
             laps.lap("accumulate")
         tally.count("applied", len(unit.fragments), unit.stored_bytes)
         tally.decoded_bytes += accumulator.slot_nbytes(unit.slot)
+
+    def _accumulate(self, accumulator: Accumulator, slot: int, raw: Any, scratch: Scratch) -> None:
+        accumulator.accumulate(slot, raw, scratch)
+        if self._device is not None:
+            self._device.synchronize()
 
     @contextmanager
     def _located(self, unit: Unit, tally: Tally) -> Iterator[None]:
@@ -184,8 +214,15 @@ class FragmentPipeline:
         try:
             yield
         except HolorayError as error:
-            tally.count("corrupt", len(unit.fragments), unit.stored_bytes)
+            if not isinstance(error, CapacityError):
+                tally.count("corrupt", len(unit.fragments), unit.stored_bytes)
             raise _located(error, self._manifest.tensors[unit.tensor].name, unit, self._store.uri) from error
+
+    def _stream(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._device is None else self._device.stream()
+
+    def _range(self, stage: str) -> AbstractContextManager[None]:
+        return nullcontext() if self._device is None else self._device.range(stage)
 
     @contextmanager
     def _scratch(self) -> Iterator[Scratch]:
@@ -200,7 +237,8 @@ class FragmentPipeline:
 class _OpenTensors:
     """Accumulators of the tensors under way, and how many units each still waits for."""
 
-    def __init__(self, destination: Destination, units: Counter[int], finalize: bool) -> None:
+    def __init__(self, destination: Destination, units: Counter[int], finalize: bool, turns: Turns) -> None:
+        self.turns = turns
         self._destination = destination
         self._remaining = units
         self._finalize = finalize
@@ -220,7 +258,7 @@ class _OpenTensors:
                 return
             accumulator = self._accumulators.pop(tensor)
         if self._finalize:
-            accumulator.finalize()
+            self.turns.take(accumulator.finalize)
         self._destination.close(tensor)
 
 

@@ -1,17 +1,16 @@
-"""Load in one process: to a target, and on from there."""
+"""Load in one process, into its memory or a device's: to a target, and on from there."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Any
 
-from holoray.errors import CapacityError
 from holoray.formats.safetensors import SafetensorsWriter
 from holoray.kernels.accumulator import Accumulator
+from holoray.kernels.device import Device
 from holoray.kernels.memory import zeros
-from holoray.kernels.registry import make_accumulator, state_nbytes
 from holoray.manifest import Manifest
 from holoray.pipelines.curve import Key
 from holoray.pipelines.dequantise import AsStored, Dequantised, Outlet, TensorSink
@@ -22,6 +21,7 @@ from holoray.pipelines.meter import Meter
 from holoray.pipelines.plan import Target, Unit, check_mandatory, check_quality_reached, select, units
 from holoray.pipelines.source_pool import SourcePool
 from holoray.pipelines.verify import check_sizes
+from holoray.pipelines.weights_memory import DeviceMemory, HostMemory, SpillingMemory, WeightsMemory, check_room
 from holoray.quality import Quality
 from holoray.stores.base import Store
 from holoray.tensor import Array
@@ -31,7 +31,11 @@ OnFragment = Callable[[str, int, float], None]
 
 
 class Loader:
-    """Weights of a sealed store in this process's memory, refined in place by every further `load`."""
+    """Weights of a sealed store in this process's memory, refined in place by every further `load`.
+
+    With `device` they are arrays of that device, which together with all work in flight takes `device_bytes` at most
+    (default: what is free now, less a reserve). When it lacks memory on the way, fewer threads decode at a time.
+    """
 
     def __init__(
         self,
@@ -41,13 +45,16 @@ class Loader:
         strict: bool = False,
         meter: Meter | None = None,
         policy: FaultPolicy | None = None,
+        device: Device | None = None,
+        device_bytes: int | None = None,
     ) -> None:
         self._store = store
         self._manifest = manifest
         self._policy = policy or FaultPolicy()
-        self._pipeline = _pipeline(store, manifest, strict, meter, self._policy)
+        self._memory: WeightsMemory = HostMemory() if device is None else DeviceMemory(device, device_bytes)
+        self._pipeline = _pipeline(store, manifest, strict, meter, self._policy, device)
         self._progress = Progress(manifest)
-        self._accumulators: dict[int, Accumulator] = {}
+        self._accumulators: list[Accumulator] = []
 
     def load(self, target: Target | None = None, on_fragment: OnFragment | None = None) -> Quality:
         """Fetch what the target needs and is not there yet; returns the quality reached.
@@ -56,13 +63,16 @@ class Loader:
         a damaged fragment, SourceError if no source answers; what was loaded before stays usable. With a policy that
         skips what is corrupted, the quality reached may be below the target; QualityError below its `min_quality`, or
         where a mandatory tensor is corrupt.
+
+        Whatever it raises, every slot holds whole fragments, those that `quality` counts: nothing is half written.
         """
         target = target or Target()
         wanted = select(self._manifest, target, skip_lost=self._policy.skip_corrupted)
         keys = [key for key in wanted if key not in self._progress]
         _check_store(self._store, self._manifest, self._policy)
-        _check_memory(self._manifest)
-        self._pipeline.run(units(self._manifest, keys), self, self._progress.callback(on_fragment))
+        width = self._memory.prepare(self._manifest, self._pipeline.threads)
+        self._make_room()
+        self._pipeline.run(units(self._manifest, keys), self, self._progress.callback(on_fragment), width=width)
         _check_end(self._manifest, self._progress, target, self._policy)
         return self.quality
 
@@ -79,20 +89,27 @@ class Loader:
     def fragments_read(self) -> int:
         return self._progress.fragments_read
 
-    def state_dict(self) -> dict[str, Array]:
-        """The weights as they are now (zeros where nothing is there yet); later loads refine them in place."""
-        return {t.name: self._accumulator(i).out for i, t in enumerate(self._manifest.tensors)}
+    def state_dict(self) -> dict[str, Any]:
+        """The weights as they are now (zeros where nothing is there yet); later loads refine them in place.
+
+        On a device BF16 is uint16: `torch.from_dlpack(array).view(torch.bfloat16)` shares its memory.
+        """
+        self._make_room()
+        return {
+            t.name: accumulator.out for t, accumulator in zip(self._manifest.tensors, self._accumulators, strict=True)
+        }
 
     def open(self, tensor: int) -> Accumulator:
-        return self._accumulator(tensor)
+        return self._accumulators[tensor]
 
     def close(self, tensor: int) -> None:
         """Weights stay with us."""
 
-    def _accumulator(self, tensor: int) -> Accumulator:
-        if tensor not in self._accumulators:
-            self._accumulators[tensor] = _new_accumulator(self._manifest, tensor)
-        return self._accumulators[tensor]
+    def _make_room(self) -> None:
+        """All tensors, or none, before the first byte is read."""
+        if not self._accumulators:
+            tensors = range(len(self._manifest.tensors))
+            self._accumulators = [self._memory.accumulator(self._manifest, tensor) for tensor in tensors]
 
 
 class Progress:
@@ -104,6 +121,8 @@ class Progress:
         self._keys: set[Key] = set()
         self._lock = threading.Lock()
         self.bytes_read = len(manifest.encoded)
+        self.spilled: tuple[str, ...] = ()
+        """Tensors for which a device had no room, so that they were decoded on the host."""
 
     def __contains__(self, key: object) -> bool:
         return key in self._keys
@@ -133,18 +152,19 @@ class Progress:
 class FileDestination:
     """Tensors go to a file, or to whoever else takes them, as they are finished: the model need not fit into memory."""
 
-    def __init__(self, manifest: Manifest, writer: TensorSink) -> None:
+    def __init__(self, manifest: Manifest, writer: TensorSink, memory: WeightsMemory) -> None:
         self._manifest = manifest
         self._writer = writer
+        self._memory = memory
         self._open: dict[int, Accumulator] = {}
 
     def open(self, tensor: int) -> Accumulator:
-        self._open[tensor] = _new_accumulator(self._manifest, tensor)
+        self._open[tensor] = self._memory.accumulator(self._manifest, tensor)
         return self._open[tensor]
 
     def close(self, tensor: int) -> None:
         accumulator = self._open.pop(tensor)
-        self._writer.write(accumulator.spec.name, accumulator.out)
+        self._writer.write(accumulator.spec.name, self._memory.take(accumulator))
 
 
 def load_to_file(
@@ -158,22 +178,29 @@ def load_to_file(
     on_fragment: OnFragment | None = None,
     policy: FaultPolicy | None = None,
     dequantise: str | None = None,
+    device: Device | None = None,
+    device_bytes: int | None = None,
 ) -> Progress:
     """Load to a target straight into a safetensors file (whole or not at all); tensors left out are zeros.
 
-    `dequantise`: quantised layers become one weight each in this dtype, as `Dequantised` says.
+    `dequantise`: quantised layers become one weight each in this dtype, as `Dequantised` says. With `device` tensors
+    are decoded there, within `device_bytes`; those that do not fit, on the host.
     """
     policy = policy or FaultPolicy()
     outlet = _outlet(manifest, dequantise, policy)
     keys = select(manifest, target, skip_lost=policy.skip_corrupted)
     _check_store(store, manifest, policy)
     progress = Progress(manifest)
-    pipeline = _pipeline(store, manifest, strict, meter, policy)
+    memory = HostMemory(resident=False) if device is None else SpillingMemory(device, device_bytes)
+    pipeline = _pipeline(store, manifest, strict, meter, policy, device)
+    width = memory.prepare(manifest, pipeline.threads)
     with SafetensorsWriter(path, outlet.specs, outlet.metadata) as writer:
         # Bytes never written read as zeros: the writer allocates the file up front.
-        destination = FileDestination(manifest, outlet.before(writer))
-        pipeline.run(outlet.order(units(manifest, keys)), destination, progress.callback(on_fragment))
+        destination = FileDestination(manifest, outlet.before(writer), memory)
+        work = outlet.order(units(manifest, keys))
+        pipeline.run(work, destination, progress.callback(on_fragment), width=width)
         _check_end(manifest, progress, target, policy)
+    progress.spilled = tuple(memory.spilled) if isinstance(memory, SpillingMemory) else ()
     return progress
 
 
@@ -193,10 +220,10 @@ def load_dequantised(
     keys = select(manifest, target, skip_lost=policy.skip_corrupted)
     _check_store(store, manifest, policy)
     progress = Progress(manifest)
-    _check_room(sum(spec.nbytes for spec in outlet.specs))
+    check_room(sum(spec.nbytes for spec in outlet.specs))
     taken = _Tensors()
-    destination = FileDestination(manifest, outlet.before(taken))
-    pipeline = _pipeline(store, manifest, strict, None, policy)
+    destination = FileDestination(manifest, outlet.before(taken), HostMemory(resident=False))
+    pipeline = _pipeline(store, manifest, strict, None, policy, None)
     pipeline.run(outlet.order(units(manifest, keys)), destination, progress.callback(on_fragment))
     _check_end(manifest, progress, target, policy)
     return {
@@ -226,40 +253,14 @@ def _check_end(manifest: Manifest, progress: Progress, target: Target, policy: F
 
 
 def _pipeline(
-    store: Store, manifest: Manifest, strict: bool, meter: Meter | None, policy: FaultPolicy
+    store: Store, manifest: Manifest, strict: bool, meter: Meter | None, policy: FaultPolicy, device: Device | None
 ) -> FragmentPipeline:
-    return FragmentPipeline(store, manifest, strict=strict, meter=meter, skip_corrupted=policy.skip_corrupted)
+    return FragmentPipeline(
+        store, manifest, strict=strict, meter=meter, skip_corrupted=policy.skip_corrupted, device=device
+    )
 
 
 def _check_store(store: Store, manifest: Manifest, policy: FaultPolicy) -> None:
     """Find a truncated store out before memory is allocated; but where others may have what it lacks, let it be."""
     if not policy.skip_corrupted and not isinstance(store, SourcePool):
         check_sizes(store, manifest)
-
-
-def _new_accumulator(manifest: Manifest, tensor: int) -> Accumulator:
-    spec = manifest.tensors[tensor].spec
-    try:
-        return make_accumulator(spec, manifest.codecs[tensor], zeros(spec.shape, spec.numpy_dtype))
-    except MemoryError:
-        raise CapacityError(
-            f"no memory for the {spec.nbytes} bytes of tensor {spec.name!r}", tensor=spec.name
-        ) from None
-
-
-_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-
-
-def _check_memory(manifest: Manifest) -> None:
-    tensors = zip(manifest.tensors, manifest.codecs, strict=True)
-    _check_room(sum(t.spec.nbytes + state_nbytes(t.spec, codec) for t, codec in tensors))
-
-
-def _check_room(nbytes: int) -> None:
-    """Refuse what no memory of this machine can hold: a clear error beats being killed."""
-    total = os.sysconf("SC_PHYS_PAGES") * _PAGE
-    if nbytes > total:
-        raise CapacityError(
-            f"the weights and what is kept to refine them take {nbytes} bytes and this machine has {total}",
-            hint="use `holoray load STORE OUT`, which streams to a file",
-        )

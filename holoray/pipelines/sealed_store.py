@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from holoray.errors import IntegrityError, SourceError, UsageError
 from holoray.fragment import TensorEntry
@@ -17,9 +17,9 @@ from holoray.pipelines.source_pool import SourcePool, SourceStats
 from holoray.pipelines.verify import BadFragment, verify
 from holoray.stores import MANIFEST, ShareSet, Store, find_shares, fragment_file, open_store
 from holoray.stores.root import read_root
-from holoray.tensor import Array
 
 if TYPE_CHECKING:
+    from holoray.kernels.device import Device
     from holoray.pipelines.loader import Loader, OnFragment
 
 
@@ -79,27 +79,47 @@ class SealedStore:
         on_fragment: OnFragment | None = None,
         *,
         dequantise: str | None = None,
-    ) -> dict[str, Array]:
+        device: str | Device = "cpu",
+        device_bytes: int | None = None,
+    ) -> dict[str, Any]:
         """The weights at a target (default: everything), as fresh arrays by name.
 
         `dequantise` ("bf16", "f16", "f32"): each quantised layer becomes one array `….weight` [outputs, inputs] of this
         dtype. Raises UsageError where there are none or nothing says how they are packed, FormatError for bad ones.
+
+        `device`: "cpu" for NumPy arrays, "cuda" or "cuda:N" for CuPy arrays on that GPU, of which the load uses at
+        most `device_bytes` (default: what is free, less a reserve). There BF16 is uint16:
+        `torch.from_dlpack(array).view(torch.bfloat16)` shares its memory. Raises DeviceError if there is no such
+        device, CapacityError if it has no room.
         """
         target = Target(quality, bytes, None if fragments is None else tuple(fragments))
         if dequantise is not None:
             from holoray.pipelines.loader import load_dequantised
 
+            if device != "cpu":
+                raise UsageError(
+                    "quantised layers become weights on the host only",
+                    hint="leave out device or dequantise, or use both with `load_file`, which ends on the host",
+                )
             parts = (self.store, self.manifest, target, dequantise)
             return load_dequantised(*parts, strict=self.strict, on_fragment=on_fragment, policy=self.policy)
-        loader = self.loader()
+        loader = self.loader(device=device, device_bytes=device_bytes)
         loader.load(target, on_fragment)
         return loader.state_dict()
 
-    def loader(self) -> Loader:
-        """A load that can stop at a target and go on from there."""
+    def loader(self, *, device: str | Device = "cpu", device_bytes: int | None = None) -> Loader:
+        """A load that can stop at a target and go on from there; `device` as for `load`."""
+        from holoray.kernels.devices import open_device
         from holoray.pipelines.loader import Loader  # brings the kernels, a second of imports that reading needs not
 
-        return Loader(self.store, self.manifest, strict=self.strict, policy=self.policy)
+        return Loader(
+            self.store,
+            self.manifest,
+            strict=self.strict,
+            policy=self.policy,
+            device=open_device(device) if isinstance(device, str) else device,
+            device_bytes=device_bytes,
+        )
 
     def stats(self) -> list[SourceStats]:
         """What each source did so far, where there are several."""

@@ -103,6 +103,7 @@ def test_partial_loads(store: Path, tmp_path: Path) -> None:
         (["load", "STORE", "OUT", "--quality", "0.5", "--bytes", "10"], 2, "choose one"),
         (["load", "STORE", "OUT", "--fragments", "a,b"], 2, "0,2,5"),
         (["load", "STORE", "OUT", "--device", "tpu"], 2, "cpu"),
+        (["load", "STORE", "OUT", "--device", "cuda:999"], 5, "hint"),  # no CuPy, no driver, or no such device
         (["load", "STORE", "OUT", "--expect", "sha256:12"], 2, "64 hex"),
         (["load", "STORE", "OUT", "--expect", "sha256:" + "0" * 64], 3, "another model"),
         (["load", "STORE", "OUT", "--bytes", "10"], 5, "at least"),

@@ -50,7 +50,7 @@ class Decoder:
 
 
 class QueuedCpuDevice(CpuDevice):
-    number, stream = 0, 7
+    number, stream_address = 0, 7
 
 
 def install(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[bytes], bytes] = lambda raw: raw) -> QueuedCpuDevice:

@@ -9,8 +9,10 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 SHARED_BYTES = 48 << 10
 """Shared memory that a thread block gets on every device from 7.5 on without asking for more."""
+_ONE_LAUNCH = threading.Lock()
+"""The header keeps the threads of a launch in global variables."""
 NO_COMPILER = "needs a C++ compiler to run CUDA kernels on the CPU; on Debian: apt-get install g++"
 KERNEL = re.compile(r'extern "C" __global__ void(?: __launch_bounds__\([^)]*\))? (\w+)\(')
 # -ffp-contract=off: a CPU that fuses where the GPU's text does not say so would differ in the last place.
@@ -76,6 +80,18 @@ class CpuDevice:
         self.launches: list[tuple[str, Geometry]] = []
         self._files: dict[int, int] = {}
 
+    def stream(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def shared(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def range(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def free_bytes(self) -> int:
+        return 1 << 40
+
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Zeros at a multiple of 256 bytes, as CuPy's."""
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
@@ -100,6 +116,11 @@ class CpuDevice:
         with open(handle, "r+b") as file:
             return np.frombuffer(mmap.mmap(file.fileno(), max(nbytes, 1)), np.uint8)[:nbytes]
 
+    def copy(self, array: npt.NDArray[Any], to: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        to = self.zeros(array.shape, array.dtype) if to is None else to
+        to[...] = array
+        return to
+
     def address(self, array: npt.NDArray[Any]) -> int:
         return int(array.ctypes.data)
 
@@ -107,6 +128,9 @@ class CpuDevice:
         copy = self.zeros(host.shape, host.dtype)
         copy[...] = host
         return copy
+
+    def write(self, array: npt.NDArray[Any], host: npt.NDArray[Any]) -> None:
+        array.reshape(-1).view(np.uint8)[:] = host.reshape(-1).view(np.uint8)
 
     def download(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array.copy()
@@ -118,7 +142,8 @@ class CpuDevice:
         pointers = (ctypes.c_void_p * len(held))(*(one.ctypes.data for one in held))
         grid, block = (ctypes.c_uint * 3)(geometry.grid, 1, 1), (ctypes.c_uint * 3)(geometry.block, 1, 1)
         door = getattr(self._library, f"cpu_{kernel}")
-        divergent = door(grid, block, ctypes.c_size_t(geometry.shared_bytes), pointers)
+        with _ONE_LAUNCH:
+            divergent = door(grid, block, ctypes.c_size_t(geometry.shared_bytes), pointers)
         assert not divergent, f"threads of a block met different numbers of barriers in {kernel}"
         self.launches.append((kernel, geometry))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from late_device import LateDevice
 from nvcomp_stand_in import install
 from on_cpu import COMPILER, NO_COMPILER, kernels_on_cpu
 
@@ -23,3 +24,14 @@ def test_every_row_of_the_benchmark_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(rows) == 20
     for row in rows:
         assert ("GB/s" in row.line(gpu.copy_speed(device, 4096))) == isinstance(row, gpu.Row)
+
+
+def test_the_row_of_a_whole_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "REPEATS", 1)
+    device = LateDevice()
+    row = gpu.whole_load(device, 1 << 16, lambda: device.used_bytes)
+    assert row.weights_bytes == 2 << 16
+    assert row.peak_bytes == row.weights_bytes  # nothing of the flight stays
+    speed, memory = row.lines()
+    assert "GB/s of weights" in speed
+    assert "1.000 x its weights" in memory

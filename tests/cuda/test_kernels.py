@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from on_cpu import CpuDevice, kernels
 from planes_runs_of import Laid, layers_of
 
+import holoray
 from holoray.codecs import planes_layout as lay
 from holoray.codecs.dealing import MAX_FRAGMENTS, Deal
 from holoray.errors import UsageError
@@ -22,6 +23,8 @@ from holoray.kernels import dealing, hadamard, launchers, planes_launch, roundin
 from holoray.kernels.cuda.source import MODULES
 from holoray.kernels.device import Device, Geometry
 from holoray.kernels.spectral import inverse_tiles
+from holoray.pipelines.plan import Target
+from holoray.stores import MemoryStore
 from holoray.tensor import DTYPES, Array
 
 HOST = CpuDevice(None)
@@ -158,6 +161,24 @@ def test_lying_offsets_are_found_before_anything_is_written(device: Device, data
     # Streams of an earlier step were true: only what this step would have written is untouched.
     assert held == 1 or np.array_equal(bits(device.download(laid.outs[0])), before)
     assert planes_launch.launch_on_cpu(twin.records)[0] != 0
+
+
+@pytest.mark.parametrize("codec", ["planes", "raw"])
+def test_they_load_a_store_step_by_step(device: Device, codec: str) -> None:
+    """The kernels under the whole pipeline: several threads, partial targets, refinement in place."""
+    rng, store = np.random.default_rng(5), MemoryStore()
+    model = {
+        dtype: (0.05 * rng.standard_normal((2, 2050 + size))).astype(DTYPES[dtype])
+        for size, dtype in enumerate(("BF16", "F16", "F32"))
+    } | {"ids": np.arange(9)}
+    holoray.encode(model, store, codec=codec)
+    sealed = holoray.open(store)
+    there, here = sealed.loader(device=device), sealed.loader()
+    for target in (Target(fragments=(0,)), Target(quality=0.99), Target()):
+        there.load(target)
+        here.load(target)
+        for name, array in here.state_dict().items():
+            assert np.array_equal(bits(device.download(there.state_dict()[name])), bits(array))
 
 
 def test_what_does_not_fit_is_refused() -> None:

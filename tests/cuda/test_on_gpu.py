@@ -5,22 +5,40 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import holoray
 from holoray.codecs import get_codec
+from holoray.errors import CapacityError
 from holoray.kernels import xp
-from holoray.kernels.cuda.device import CudaDevice
+from holoray.kernels.cuda.device import CudaCopies, CudaDevice
 from holoray.kernels.device_accumulators import device_dtype
 from holoray.kernels.pools import StagingPool, StreamPool, pinned_memory
 from holoray.kernels.registry import make_device_accumulator
 from holoray.kernels.scratch import Scratch
+from holoray.pipelines.api import load_file
+from holoray.pipelines.plan import Target
+from holoray.pipelines.sealed_store import SealedStore
 from holoray.pipelines.tensor_codec import encode_tensor
-from holoray.tensor import DTYPES
+from holoray.stores import MemoryStore
+from holoray.tensor import DTYPES, Array, as_bytes
 
 pytestmark = pytest.mark.gpu
+LARGE = 32 << 20
+"""Weights of the store whose memory and overlap are looked at."""
+
+
+@pytest.fixture(scope="module")
+def large() -> SealedStore:
+    rng, store = np.random.default_rng(1), MemoryStore()
+    halves = (0.02 * rng.standard_normal((8, LARGE // 8), np.float32)).astype(DTYPES["BF16"])
+    holoray.encode({f"layers.{n}.weight": half.reshape(1024, -1) for n, half in enumerate(halves)}, store)
+    return holoray.open(store)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
@@ -73,3 +91,71 @@ def test_a_segment_is_opened_by_another_process(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, device.share(segment).hex(), str(tmp_path / "seen.npy")]
     subprocess.run(command, check=True, timeout=100, env=os.environ | {"PYTHONPATH": path})
     assert np.array_equal(np.load(tmp_path / "seen.npy"), expected)
+
+
+def test_a_load_gives_the_bytes_of_the_host_at_every_step(model: dict[str, Array], tmp_path: Path) -> None:
+    for codec in ("planes", "raw"):
+        store = MemoryStore()
+        holoray.encode(model, store, codec=codec)
+        sealed = holoray.open(store)
+        there, here = sealed.loader(device="cuda"), sealed.loader()
+        for target in (Target(fragments=(0,)), Target(quality=0.99), Target()):
+            there.load(target)
+            here.load(target)
+            expected = here.state_dict()
+            for name, array in there.state_dict().items():
+                assert array.get().tobytes() == as_bytes(expected[name]).tobytes()
+        load_file(sealed, tmp_path / "there", device="cuda")
+        load_file(sealed, tmp_path / "here")
+        assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
+
+
+def test_memory_of_a_load_is_its_weights_and_what_decoding_takes(large: SealedStore) -> None:
+    """What the pool took from the driver, free blocks of all streams included."""
+    pool = xp.cupy().get_default_memory_pool()
+    pool.free_all_blocks()
+    before = pool.total_bytes()
+    loader = large.loader(device=CudaDevice(streams=4))
+    for target in (Target(fragments=(0,)), Target()):
+        loader.load(target)
+    # A turn of a BF16 run is 3 MiB; pools round up and keep blocks of several sizes.
+    assert pool.total_bytes() - before <= 1.1 * 2 * LARGE + 4 * (8 << 20)
+
+
+def test_copies_and_kernels_of_several_streams_overlap() -> None:
+    """Staged copies on one stream beside arithmetic on another take less than one behind the other."""
+    cupy, device = xp.cupy(), CudaDevice(streams=2)
+    nbytes = 64 << 20
+    source, target = pinned_memory(cupy)(nbytes), cupy.zeros(nbytes, cupy.uint8)
+    matrix = cupy.ones((2048, 2048), cupy.float32)
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
+    queue = CudaCopies(cupy, streams[0])
+
+    def copy() -> None:
+        for _ in range(4):
+            queue.to_device(device.address(target), source)
+
+    def compute() -> None:
+        with streams[1]:
+            for _ in range(16):
+                cupy.matmul(matrix, matrix)
+
+    def seconds(*work: Callable[[], None]) -> float:
+        cupy.cuda.Device().synchronize()
+        start = time.perf_counter()
+        for one in work:
+            one()
+        cupy.cuda.Device().synchronize()
+        return time.perf_counter() - start
+
+    seconds(copy, compute)  # compiles
+    apart = seconds(copy) + seconds(compute)
+    assert min(seconds(copy, compute) for _ in range(5)) < 0.95 * apart
+
+
+def test_a_device_without_room_says_so(large: SealedStore) -> None:
+    device = CudaDevice(streams=2)
+    with pytest.raises(CapacityError, match="on the device"):
+        large.load(device=device, device_bytes=1 << 20)
+    with pytest.raises(CapacityError, match="no room"):
+        device.zeros((1 << 50,), np.uint8)

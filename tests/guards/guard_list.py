@@ -35,6 +35,7 @@ _KILLS = "hardening/test_killed_encodes.py::test_kills_at_some_steps_and_random_
 _HTTP = "stores/test_hostile_http.py::"
 _POOL = "pipelines/test_source_pool.py::"
 _STATE = "actors/test_state.py::"
+_DEVICE_LOAD = "cuda/test_device_load.py::"
 
 INTEGRITY: Final = (
     Guard("integrity.py", "if size != entry.stored_bytes:", "if False:", _LOAD + "test_a_short_payload_is_told_as_one"),
@@ -221,4 +222,17 @@ SOURCES: Final = (
     Guard("pipelines/span_request.py", "and self._is_nowhere(part.member)", "", "pipelines/test_source_policy.py::test_what_a_silent_source_may_have_is_not_corrupt"),
     Guard("pipelines/source_pool.py", "        out[: len(data)] = data\n", "", _POOL + "test_who_comes_late_changes_nothing"),
 )  # fmt: skip
-GUARDS: Final = (*INTEGRITY, *MANIFEST, *PAYLOADS, *WRITING, *QUANTISED, *STATE, *DEVICES, *SOURCES)
+
+DEVICE_LOAD: Final = (
+    Guard("pipelines/weights_memory.py", "with self.device.shared():", "if True:", _DEVICE_LOAD + "test_every_step_of_a_load_gives_the_bytes_of_the_host"),
+    Guard("pipelines/weights_memory.py", "if nbytes + turn_bytes > self.limit_bytes:", "if False:", _DEVICE_LOAD + "test_a_budget_with_room_for_one_turn_is_kept"),
+    Guard("pipelines/weights_memory.py", "max(1, min(threads, room // turn_bytes)) if turn_bytes else threads", "threads", _DEVICE_LOAD + "test_as_many_threads_decode_as_there_is_room_for"),
+    Guard("pipelines/weights_memory.py", "if sum(self._there.values()) + nbytes > self._room:", "if False:", _DEVICE_LOAD + "test_tensors_without_room_go_to_the_host"),
+    Guard("pipelines/weights_memory.py", "            check_device_codec(spec, codec)", "            pass", _DEVICE_LOAD + "test_what_a_device_cannot_do_is_told_before_anything_is_read"),
+    Guard("pipelines/turns.py", "error.with_traceback(None)", "error", "pipelines/test_turns.py::test_a_failed_attempt_holds_nothing_while_it_waits"),
+    Guard("kernels/planes_decode.py", "self.waiting[slot] = waiting\n", "pass\n", _DEVICE_LOAD + "test_layers_that_wait_for_others_wait_on_without_memory"),
+    Guard("kernels/planes_decode.py", "self._restore(weights, before)", "pass", _DEVICE_LOAD + "test_a_run_is_put_back_when_its_verdict_cannot_be_had"),
+    Guard("kernels/copies.py", "after=stream.record()", "after=None", "cuda/test_copies.py::test_what_is_written_is_read_back"),
+)  # fmt: skip
+
+GUARDS: Final = (*INTEGRITY, *MANIFEST, *PAYLOADS, *WRITING, *QUANTISED, *STATE, *DEVICES, *DEVICE_LOAD, *SOURCES)

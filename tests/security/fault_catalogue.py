@@ -42,6 +42,7 @@ CATALOGUE: Final = (
     Fault("killed-encode", "SIGKILL or SIGINT during an encode", "the old store, the new one, or one that resumes"),
     Fault("two-writers", "two encodes into one store", "the second is refused while the first lives"),
     Fault("no-memory", "less memory than the weights need", "`CapacityError`, before anything is killed"),
+    Fault("no-device-memory", "a GPU without room", "less at a time, the host, or `CapacityError`; none half written"),
     Fault("no-shared-memory", "a full /dev/shm", "`CapacityError` when the segment is reserved, never a SIGBUS"),
     # -- sources --------------------------------------------------------------------------------------------
     Fault("bad-server", "an HTTP server that breaks the rules", "`SourceError` that names it; the next answer counts"),

@@ -1,38 +1,91 @@
-"""One CUDA device behind the interface `Device`, through CuPy, on the current stream."""
+"""One CUDA device behind the interface `Device`, through CuPy.
+
+The thread's stream is CuPy's current one, so expressions on CuPy arrays are queued in order with the verbs here. CuPy's
+memory pool keeps freed memory by the stream it was allocated on and hands it out again on that stream only, and gives
+all it keeps back to the driver (which waits for the device) before it says that there is no room. That makes the rule
+of `Device` hold: a temporary array of a stream may be dropped while its work is still queued.
+"""
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from holoray.errors import CapacityError, SourceError
-from holoray.kernels import xp
+from holoray.kernels import copies, xp
 from holoray.kernels.cuda.source import OPTIONS, source
 from holoray.kernels.device import Geometry
+from holoray.kernels.pools import Bytes, Event, StagingPool, StreamPool, pinned_memory
 
 _STATIC_LIMIT = 48 << 10
 """Dynamic shared memory beyond this has to be asked for."""
-_NO_MEMORY = 2
+_MORE_STREAMS: Final = 2
+"""Streams beyond one for each core: a thread that waits for its stream leaves a core to another one."""
+_STAGED_PIECES: Final = 2
+_NO_MEMORY: Final = 2
 """cudaErrorMemoryAllocation, for which CuPy has no name."""
 
 
 class CudaDevice:
-    """Device `number`. Kernels are compiled at their first launch (CuPy keeps cubins in its cache on disk)."""
+    """Device `number`. Kernels are compiled at their first launch (CuPy keeps cubins in its cache on disk).
 
-    def __init__(self, number: int = 0) -> None:
+    `streams`: how many threads may be inside `stream` at once (default: one a core and some more). Page-locked memory
+    is bounded by two pieces a stream.
+    """
+
+    def __init__(self, number: int = 0, *, streams: int | None = None) -> None:
         self._cupy = xp.cupy()
         self.number = number
         self._device = self._cupy.cuda.Device(xp.check_device(number))
         self.multiprocessors = int(self._device.attributes["MultiProcessorCount"])
+        self._nvtx = xp.nvtx()
         self._modules: dict[str, Any] = {}
+        self._compiling = threading.Lock()
+        count = streams or len(os.sched_getaffinity(0)) + _MORE_STREAMS
+        with self._device:
+            self._streams = StreamPool(count, lambda: self._cupy.cuda.Stream(non_blocking=True))
+        self.staging = StagingPool(count * _STAGED_PIECES * copies.PIECE_BYTES, self._pinned)
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        with self._streams.borrow() as stream, self._device, stream:
+            try:
+                yield
+            finally:
+                stream.synchronize()
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        stream = self._cupy.cuda.Stream.null
+        with self._device, stream:
+            yield
+            stream.synchronize()
+
+    @contextmanager
+    def range(self, name: str) -> Iterator[None]:
+        if self._nvtx is None:
+            yield
+            return
+        self._nvtx.RangePush(name)
+        try:
+            yield
+        finally:
+            self._nvtx.RangePop()
+
+    def free_bytes(self) -> int:
+        with self._device:
+            free, _ = self._cupy.cuda.runtime.memGetInfo()
+            return int(free) + int(self._cupy.get_default_memory_pool().free_bytes())
 
     @property
-    def stream(self) -> int:
+    def stream_address(self) -> int:
         """The stream that work is queued on now, as the address that CUDA libraries take."""
         with self._device:
             return int(self._cupy.cuda.get_current_stream().ptr)
@@ -40,6 +93,13 @@ class CudaDevice:
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
         with self._device, self._room():
             return self._cupy.zeros(shape, dtype)
+
+    def copy(self, array: Any, to: Any = None) -> Any:
+        with self._device, self._room():
+            if to is None:
+                return array.copy()
+            to[...] = array
+            return to
 
     def segment(self, nbytes: int) -> Any:
         # Not of CuPy's pool, whose allocations hold other arrays, too: a handle opens the whole allocation.
@@ -78,14 +138,19 @@ class CudaDevice:
         return int(array.data.ptr)
 
     def upload(self, host: npt.NDArray[Any]) -> Any:
-        copy = self.zeros(host.shape, host.dtype)
-        with self._device:
-            copy.set(host)
+        with self._device, self._room():
+            copy = self._cupy.empty(host.shape, host.dtype)
+        self.write(copy, host)
         return copy
 
+    def write(self, array: Any, host: npt.NDArray[Any]) -> None:
+        with self._device, self.range("upload"):
+            copies.write(self._copies(), self.staging, self.address(array), np.ascontiguousarray(host))
+
     def download(self, array: Any) -> npt.NDArray[Any]:
-        with self._device:
-            host: npt.NDArray[Any] = self._cupy.asnumpy(array)
+        host = np.empty(array.shape, array.dtype)
+        with self._device, self.range("download"):
+            copies.read(self._copies(), self.staging, host, self.address(array))
         return host
 
     def launch(self, module: str, kernel: str, geometry: Geometry, arguments: Sequence[np.generic]) -> None:
@@ -109,17 +174,53 @@ class CudaDevice:
         with self._device:
             self._cupy.cuda.get_current_stream().synchronize()
 
+    def _copies(self) -> CudaCopies:
+        return CudaCopies(self._cupy, self._cupy.cuda.get_current_stream())
+
+    def _pinned(self, nbytes: int) -> Bytes:
+        with self._device, self._room():
+            return pinned_memory(self._cupy)(nbytes)
+
     @contextmanager
     def _room(self) -> Iterator[None]:
+        cuda, hint = self._cupy.cuda, "free memory there, or load less"
         try:
             yield
-        except self._cupy.cuda.memory.OutOfMemoryError as error:
-            raise CapacityError(f"no room on {self._device}: {error}", hint="free memory there, or load less") from None
+        except cuda.memory.OutOfMemoryError as error:
+            raise CapacityError(f"no room on {self._device}: {error}", hint=hint) from None
+        except cuda.runtime.CUDARuntimeError as error:  # page-locked memory
+            if error.status != _NO_MEMORY:
+                raise
+            raise CapacityError(f"no page-locked memory for {self._device}: {error}", hint=hint) from None
 
     def _module(self, name: str) -> Any:
-        if name not in self._modules:
-            self._modules[name] = self._cupy.RawModule(code=source(name), options=OPTIONS, backend="nvrtc")
-        return self._modules[name]
+        with self._compiling:  # or several threads would compile the same
+            if name not in self._modules:
+                self._modules[name] = self._cupy.RawModule(code=source(name), options=OPTIONS, backend="nvrtc")
+                self._modules[name].compile()
+            return self._modules[name]
+
+
+class CudaCopies:
+    """The copies of one CUDA stream, a `CopyStream`."""
+
+    def __init__(self, cupy: Any, stream: Any) -> None:
+        self._cuda, self._stream = cupy.cuda, stream
+
+    def to_device(self, address: int, buffer: Bytes) -> None:
+        kind = self._cuda.runtime.memcpyHostToDevice
+        self._cuda.runtime.memcpyAsync(address, buffer.ctypes.data, buffer.size, kind, self._stream.ptr)
+
+    def to_host(self, buffer: Bytes, address: int) -> None:
+        kind = self._cuda.runtime.memcpyDeviceToHost
+        self._cuda.runtime.memcpyAsync(buffer.ctypes.data, address, buffer.size, kind, self._stream.ptr)
+
+    def record(self) -> Event:
+        event: Event = self._stream.record(self._cuda.Event(disable_timing=True))
+        return event
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()
 
 
 class _Attached:

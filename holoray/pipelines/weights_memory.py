@@ -1,0 +1,168 @@
+"""Where weights are made: this process's memory, or a device's, within a number of bytes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Final, Protocol
+
+from holoray.errors import CapacityError, UsageError
+from holoray.kernels.accumulator import Accumulator
+from holoray.kernels.device import Device
+from holoray.kernels.device_accumulators import device_dtype, turn_nbytes
+from holoray.kernels.memory import zeros
+from holoray.kernels.registry import check_device_codec, make_accumulator, make_device_accumulator, state_nbytes
+from holoray.manifest import Manifest
+from holoray.tensor import Array
+
+RESERVE_BYTES: Final = 256 << 20
+"""What a load leaves free on a device unless told otherwise: modules, workspaces of libraries, other arrays."""
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class WeightsMemory(Protocol):
+    """Makes the accumulators of a manifest's tensors."""
+
+    def prepare(self, manifest: Manifest, threads: int) -> int:
+        """Of so many threads, how many may decode at a time.
+
+        Raises CapacityError where the model cannot fit, UsageError for codecs that are not decoded there.
+        """
+
+    def accumulator(self, manifest: Manifest, tensor: int) -> Accumulator:
+        """A new accumulator over zeros; raises CapacityError where there is no room."""
+
+    def take(self, accumulator: Accumulator) -> Array:
+        """The weights of an accumulator that nobody uses any more, on the host."""
+
+
+class HostMemory:
+    """NumPy arrays. `resident`: all of them at a time."""
+
+    def __init__(self, *, resident: bool = True) -> None:
+        self._resident = resident
+
+    def prepare(self, manifest: Manifest, threads: int) -> int:
+        if self._resident:
+            check_room(resident_nbytes(manifest))
+        return threads
+
+    def accumulator(self, manifest: Manifest, tensor: int) -> Accumulator:
+        spec = manifest.tensors[tensor].spec
+        try:
+            return make_accumulator(spec, manifest.codecs[tensor], zeros(spec.shape, spec.numpy_dtype))
+        except MemoryError:
+            raise CapacityError(
+                f"no memory for the {spec.nbytes} bytes of tensor {spec.name!r}", tensor=spec.name
+            ) from None
+
+    def take(self, accumulator: Accumulator) -> Array:
+        return accumulator.out
+
+
+class DeviceMemory:
+    """Arrays of a device (uint16 for BF16, see `device_dtype`): all weights, and what decoding takes for a moment.
+
+    Together at most `limit_bytes`, by default what is free when it is made, less a reserve.
+    """
+
+    def __init__(self, device: Device, limit_bytes: int | None = None) -> None:
+        if limit_bytes is not None and limit_bytes <= 0:
+            raise UsageError(f"{limit_bytes} bytes of a device", hint="leave it out to use what is free")
+        self.device = device
+        self.limit_bytes = max(device.free_bytes() - RESERVE_BYTES, 0) if limit_bytes is None else limit_bytes
+
+    def prepare(self, manifest: Manifest, threads: int) -> int:
+        turn_bytes, nbytes = self._turn_nbytes(manifest), resident_nbytes(manifest)
+        if nbytes + turn_bytes > self.limit_bytes:
+            raise CapacityError(
+                f"the weights and what is kept to refine them take {nbytes} bytes, and decoding takes {turn_bytes} "
+                f"more, of {self.limit_bytes} on the device",
+                hint="free memory there, raise device_bytes, or use `holoray load STORE OUT`, which streams to a file",
+            )
+        return self._most(self.limit_bytes - nbytes, turn_bytes, threads)
+
+    def accumulator(self, manifest: Manifest, tensor: int) -> Accumulator:
+        spec, codec = manifest.tensors[tensor].spec, manifest.codecs[tensor]
+        with self.device.shared():
+            out = self.device.zeros(spec.shape, device_dtype(spec))
+            return make_device_accumulator(spec, codec, out, self.device)
+
+    def take(self, accumulator: Accumulator) -> Array:
+        return self.device.download(accumulator.out).view(accumulator.spec.numpy_dtype)
+
+    def _turn_nbytes(self, manifest: Manifest) -> int:
+        pairs = [(t.spec, codec) for t, codec in zip(manifest.tensors, manifest.codecs, strict=True)]
+        for spec, codec in pairs:
+            check_device_codec(spec, codec)
+        return max((turn_nbytes(spec, codec) for spec, codec in pairs), default=0)
+
+    @staticmethod
+    def _most(room: int, turn_bytes: int, threads: int) -> int:
+        return max(1, min(threads, room // turn_bytes)) if turn_bytes else threads
+
+
+class SpillingMemory(DeviceMemory):
+    """For a load that lets go of each tensor when it is done: a tensor for which the device has no room goes to the
+    host. The weights are the same, and neither has to hold the model. At most half of the bytes are for decoding.
+    """
+
+    def __init__(self, device: Device, limit_bytes: int | None = None) -> None:
+        super().__init__(device, limit_bytes)
+        self.spilled: list[str] = []
+        """Tensors that went to the host."""
+        self._host = HostMemory(resident=False)
+        self._there: dict[str, int] = {}
+        self._room = 0
+        self._lock = threading.Lock()
+
+    def prepare(self, manifest: Manifest, threads: int) -> int:
+        turn_bytes = self._turn_nbytes(manifest)
+        width = self._most(self.limit_bytes // 2, turn_bytes, threads)
+        self._room = self.limit_bytes - width * turn_bytes
+        return width
+
+    def accumulator(self, manifest: Manifest, tensor: int) -> Accumulator:
+        spec = manifest.tensors[tensor].spec
+        nbytes = spec.nbytes + state_nbytes(spec, manifest.codecs[tensor])
+        if self._reserve(spec.name, nbytes):
+            try:
+                return super().accumulator(manifest, tensor)
+            except CapacityError:  # others use the device, too
+                self._release(spec.name)
+        self.spilled.append(spec.name)
+        return self._host.accumulator(manifest, tensor)
+
+    def take(self, accumulator: Accumulator) -> Array:
+        if accumulator.spec.name not in self._there:
+            return self._host.take(accumulator)
+        weights = super().take(accumulator)
+        self._release(accumulator.spec.name)
+        return weights
+
+    def _reserve(self, name: str, nbytes: int) -> bool:
+        with self._lock:
+            if sum(self._there.values()) + nbytes > self._room:
+                return False
+            self._there[name] = nbytes
+            return True
+
+    def _release(self, name: str) -> None:
+        with self._lock:
+            del self._there[name]
+
+
+def check_room(nbytes: int) -> None:
+    """Refuse what no memory of this machine can hold: a clear error beats being killed."""
+    total = os.sysconf("SC_PHYS_PAGES") * _PAGE
+    if nbytes > total:
+        raise CapacityError(
+            f"the weights and what is kept to refine them take {nbytes} bytes and this machine has {total}",
+            hint="use `holoray load STORE OUT`, which streams to a file",
+        )
+
+
+def resident_nbytes(manifest: Manifest) -> int:
+    """Bytes of all weights, and of the state that is kept to refine them."""
+    pairs = zip(manifest.tensors, manifest.codecs, strict=True)
+    return sum(t.spec.nbytes + state_nbytes(t.spec, codec) for t, codec in pairs)
