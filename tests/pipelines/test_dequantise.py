@@ -18,7 +18,7 @@ from quantised_layers import Made
 
 import holoray
 from holoray.checkpoint import open_checkpoint, save_checkpoint
-from holoray.errors import FormatError, UsageError
+from holoray.errors import FormatError, QualityError, UsageError
 from holoray.formats.quantised import CONFIG_KEY
 from holoray.formats.safetensors import SafetensorsFile
 from holoray.pipelines import fragment_pipeline, loader
@@ -222,21 +222,36 @@ def test_what_cannot_be_dequantised_is_refused(tmp_path: Path) -> None:
         encoded(tmp_path).load(dequantise="bf16")
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_layer_with_a_corrupt_tensor_is_zeros(method: str, tmp_path: Path) -> None:
-    """Corrupt integers would be read as zeros, and stand for weights of -zero * scale."""
-    made, _ = make_checkpoint(tmp_path, method)
+def _corrupted(folder: Path, ending: str, index: int) -> MemoryStore:
+    """A store of the checkpoint in which one fragment of the first tensor with such a name is damaged."""
     store = MemoryStore()
-    holoray.encode(tmp_path, store, compression="none")
+    holoray.encode(folder, store, compression="none")
     sealed = holoray.open(store)
-    name = next(t for t in sealed.manifest.by_name if t.endswith(("0.proj.qweight", "0.proj.weight")))
-    fragment = sealed.entry(name).fragments[0]
+    fragment = sealed.entry(next(t for t in sealed.manifest.by_name if t.endswith(ending))).fragments[index]
     file = fragment_file(fragment.file)
-    data = bytearray(store.read(file, 1 << 30))
+    data = bytearray(store.blobs[file])
     data[fragment.offset] ^= 1
-    with store.create(file) as target:
-        target.write(bytes(data))
+    store.blobs[file] = bytes(data)
+    return store
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_with_a_corrupt_tensor_is_zeros(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corrupt integers would be read as zeros, and stand for weights of -zero * scale: were they not mandatory."""
+    monkeypatch.setattr("holoray.pipelines.loader.check_mandatory", lambda *_: None)
+    made, _ = make_checkpoint(tmp_path, method)
+    store = _corrupted(tmp_path, "0.proj.weight" if method == "int8" else "0.proj.qweight", 0)
     got = holoray.open(store, fault_policy=FaultPolicy(skip_corrupted=True)).load(dequantise="bf16")
     assert not got["model.layers.0.proj.weight"].any()
     expected = made["model.layers.1.proj"].expected(DTYPES["BF16"])
     assert got["model.layers.1.proj.weight"].tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(("method", "ending"), [("gptq", "0.proj.qweight"), ("int8", "0.proj.weight")])
+def test_corrupt_integers_are_not_skipped(method: str, ending: str, tmp_path: Path) -> None:
+    """They have no energy, so the quality would be 1 without them."""
+    make_checkpoint(tmp_path, method)
+    store = _corrupted(tmp_path, ending, 0)
+    with pytest.raises(QualityError, match="cannot be skipped") as caught:
+        holoray.open(store, fault_policy=FaultPolicy(skip_corrupted=True)).load(dequantise="bf16")
+    assert str(caught.value.tensor).endswith(ending)
