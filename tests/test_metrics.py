@@ -117,6 +117,7 @@ def test_the_budget_bounds_what_is_in_flight(model: dict[str, Array]) -> None:
     sealed = holoray.open(store)
     pipeline = FragmentPipeline(store, sealed.manifest, budget_bytes=3 << 20, threads=4)
     loader = Loader(store, sealed.manifest)
+    loader.state_dict()  # there are tensors to load into
     from holoray.pipelines.curve import streaming_keys
     from holoray.pipelines.plan import units
 

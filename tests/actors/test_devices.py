@@ -114,7 +114,7 @@ def test_every_device_gets_every_tensor_and_fragments_are_read_once(
 @pytest.mark.parametrize(
     ("fault", "rank", "at"),
     [
-        (Fault.IS_KILLED, 0, 1),
+        pytest.param(Fault.IS_KILLED, 0, 1, marks=pytest.mark.slow),
         pytest.param(Fault.IS_KILLED, 2, 0, marks=pytest.mark.slow),
         pytest.param(Fault.HANGS, 1, 1, marks=pytest.mark.slow),
     ],

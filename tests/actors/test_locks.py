@@ -83,8 +83,8 @@ def test_a_node_is_cleared_unless_a_worker_lives_there(names: Names) -> None:
 
 @pytest.mark.fault("orphans")
 def test_a_watchdog_outlives_the_workers_of_a_node_and_removes_what_they_leave(names: Names) -> None:
+    child = hold_in_child(names.lock("w0"))  # first: what nobody holds is swept by any worker that starts meanwhile
     create_or_attach(names.segment(1), 10)
-    child = hold_in_child(names.lock("w0"))
     watchdog.watch_job(names, linger_s=0.1)
     until(lambda: is_held(names.lock("watchdog")))
     time.sleep(2 * watchdog.POLL_S)

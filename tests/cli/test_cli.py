@@ -75,7 +75,7 @@ def test_encode_inspect_verify_load(checkpoint: Path, tmp_path: Path, model: dic
     assert verified == {"root": encoded["root"], "ok": True, "bad": []}
     loaded = as_json("load", tmp_path / "s", tmp_path / "out.safetensors", "--expect", encoded["root"])
     assert set(loaded) == {
-        "root", "tensors", "fragments", "bytes_read", "quality", "relative_error", "snr_db", "seconds"
+        "root", "tensors", "fragments", "bytes_read", "quality", "relative_error", "snr_db", "seconds", "notes"
     }  # fmt: skip
     assert (loaded["quality"], loaded["relative_error"], loaded["snr_db"]) == (1.0, 0.0, None)
     got = open_checkpoint(tmp_path / "out.safetensors")

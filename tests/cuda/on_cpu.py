@@ -28,8 +28,6 @@ HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 SHARED_BYTES = 48 << 10
 """Shared memory that a thread block gets on every device from 7.5 on without asking for more."""
-_ONE_LAUNCH = threading.Lock()
-"""The header keeps the threads of a launch in global variables."""
 NO_COMPILER = "needs a C++ compiler to run CUDA kernels on the CPU; on Debian: apt-get install g++"
 KERNEL = re.compile(r'extern "C" __global__ void(?: __launch_bounds__\([^)]*\))? (\w+)\(')
 # -ffp-contract=off: a CPU that fuses where the GPU's text does not say so would differ in the last place.
@@ -77,6 +75,8 @@ class CpuDevice:
 
     def __init__(self, library: ctypes.CDLL | None) -> None:
         self._library = library
+        self._one_launch = threading.Lock()
+        """The header keeps the threads of a launch in global variables."""
         self.launches: list[tuple[str, Geometry]] = []
         self._files: dict[int, int] = {}
 
@@ -142,7 +142,7 @@ class CpuDevice:
         pointers = (ctypes.c_void_p * len(held))(*(one.ctypes.data for one in held))
         grid, block = (ctypes.c_uint * 3)(geometry.grid, 1, 1), (ctypes.c_uint * 3)(geometry.block, 1, 1)
         door = getattr(self._library, f"cpu_{kernel}")
-        with _ONE_LAUNCH:
+        with self._one_launch:
             divergent = door(grid, block, ctypes.c_size_t(geometry.shared_bytes), pointers)
         assert not divergent, f"threads of a block met different numbers of barriers in {kernel}"
         self.launches.append((kernel, geometry))
