@@ -481,9 +481,8 @@ def test_impossible_bounds_are_refused(field: str) -> None:
 
 
 @pytest.mark.fault("collective-lost", "worker-killed", "stale-answer")
-@pytest.mark.parametrize("part", range(3))
-def test_every_schedule_of_devices_ends_whole(part: int) -> None:
-    worlds = [run(seed, devices=True) for seed in range(part * PART, (part + 1) * PART)]
+def test_every_schedule_of_devices_ends_whole() -> None:
+    worlds = [run(seed, devices=True) for seed in range(PART)]
     assert sum(world.meetings.combined for world in worlds) > PART, "schedules in which groups combine"
     assert sum(world.meetings.broken for world in worlds) > PART / 2, "and in which they break up"
 
