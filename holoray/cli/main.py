@@ -272,47 +272,21 @@ def load(
     Copies of the store may be named before OUT: what one lies about or does not give comes from the others.
     """
     out = _begin(json, quiet)
-    from holoray.cli.sources import places, policy_of, source_table
-    from holoray.kernels.devices import open_device
-    from holoray.pipelines.open_sources import open_places
+    from holoray.cli.load import run_load
+    from holoray.cli.sources import places, policy_of
     from holoray.pipelines.plan import Target
 
-    where = open_device(device)  # first: without the device nothing else matters
-    sealed = open_places(places(stores, sources, share), expect, policy_of(skip_corrupted, min_quality))
-    goal = Target(quality, nbytes, None if fragments is None else _indices(fragments))
-    manifest = sealed.manifest
-    from holoray.pipelines.api import load_file  # the kernels: a wrong path is told without waiting for them
-
-    with out.progress("loading", sealed.planned_bytes(goal)) as advance:
-
-        def on_fragment(tensor: str, index: int, reached: float) -> None:
-            entry = manifest.tensors[manifest.by_name[tensor]].fragments[index]
-            advance(entry.stored_bytes, f"quality {reached:.5f}")
-
-        report = load_file(
-            sealed,
-            target,
-            goal,
-            on_fragment,
-            dequantise=dequantise,
-            device=where or "cpu",
-            device_bytes=device_bytes,
-        )
-    values, stats, notes = asdict(report), sealed.stats(), list(sealed.store.notes())
-    skipped, spilled = values.pop("skipped"), values.pop("spilled")
-    of_sources = {"skipped": skipped, "sources": [asdict(source) for source in stats]} if stats else {}
-    of_device = {"device": device, "spilled": spilled} if where else {}
-    out.result(
-        values | of_device | of_sources | {"notes": notes},
-        f"{shown(target)}: quality {values['quality']:.6f} ({decibel(values['snr_db'])}) from "
-        f"{human_bytes(values['bytes_read'])} in {values['seconds']:.2f} s",
-        *([source_table(stats)] if stats else []),
+    run_load(
+        out,
+        places(stores, sources, share),
+        target,
+        Target(quality, nbytes, None if fragments is None else _indices(fragments)),
+        expect=expect,
+        policy=policy_of(skip_corrupted, min_quality),
+        dequantise=dequantise,
+        device=device,
+        device_bytes=device_bytes,
     )
-    if skipped:
-        out.warn([f"{skipped} fragments are missing: they, or what they require, are corrupt or missing everywhere"])
-    if spilled:
-        out.warn([f"{counted(spilled, 'tensor')} did not fit on {device} and went to the host, with the same weights"])
-    out.warn(notes)
 
 
 @app.command()
