@@ -276,10 +276,17 @@ def one(found: Result) -> float:
 
 
 def increase_per_second(recording: Recording, name: str, key: Labels) -> float:
-    """Of the samples in the last 4 s, what Prometheus' `rate` documents; an oracle of the test's own."""
+    """Of the samples in the last 4 s, what Prometheus' `rate` documents; an oracle of the test's own.
+
+    The increase is extrapolated to where the window begins, but to no earlier than where the counter would be zero.
+    """
     values = [samples.get(name, {}).get(key) for samples in recording.scrapes[-4:]]
     there = [value for value in values if value is not None]
-    return (there[-1] - there[0]) / (len(there) - 1)
+    sampled, increase = len(there) - 1, there[-1] - there[0]
+    before = 4.0 - sampled
+    if increase > 0:
+        before = min(before, sampled * there[0] / increase)
+    return increase * (sampled + before) / sampled / 4.0
 
 
 def test_progress_is_that_of_the_warm_up(real: Real, server: Server) -> None:
