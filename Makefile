@@ -3,7 +3,7 @@
 #                              python3.12, python3.11 that is 3.11 to 3.13 and can make environments)
 #   make VENV=.venv-3.12       another environment beside the first
 #   make test ARGS='-k floors' more arguments for the tool behind a target
-#   make test JOBS=0           the tests in one process, e.g. for --pdb (default: one process more than there are cores)
+#   make test JOBS=0           the tests in one process, e.g. for --pdb (default: a process for each core)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -11,8 +11,7 @@
 
 VENV ?= .venv
 ARGS ?=
-# Tests on a real Ray mostly wait: one process more than there are cores keeps these busy.
-JOBS ?= $(shell echo $$(($$(nproc) + 1)))
+JOBS ?= auto
 FUZZ_S ?= 300
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

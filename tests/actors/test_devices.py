@@ -77,7 +77,8 @@ def ray_with_gpus() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.mark.parametrize("workers", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [3, 1])
 def test_every_device_gets_every_tensor_and_fragments_are_read_once(
     workers: int,
     accelerator: Accelerator,
