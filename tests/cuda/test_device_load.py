@@ -328,7 +328,7 @@ def test_what_a_device_cannot_do_is_told_before_anything_is_read(
 def test_the_command_line_says_what_went_to_the_host(
     device_bytes: int, model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("holoray.kernels.devices.open_device", lambda name: LateDevice())
+    monkeypatch.setattr("holoray.cli.load.open_device", lambda name: LateDevice())
     holoray.encode(model, tmp_path / "store")
     arguments = ["load", str(tmp_path / "store"), str(tmp_path / "there"), "--device", "cuda:1"]
     arguments += ["--device-bytes", str(device_bytes)]
