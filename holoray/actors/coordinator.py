@@ -87,6 +87,14 @@ class Legacy:
 
 
 @dataclass(frozen=True, slots=True)
+class Dismissal:
+    """A worker that is to be replaced; `silent`: its process may live still."""
+
+    worker: str
+    silent: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Call:
     """An answer that is awaited from `worker`: `then` takes it; without one, `tasks` have failed."""
 
@@ -121,7 +129,9 @@ class Coordinator:
         """Nodes on which a worker died: whether they live is asked until they have one again."""
         self._calls: dict[Any, _Call] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._dismissed: list[str] = []
+        self._dismissed: list[Dismissal] = []
+        self._dead: set[str] = set()
+        """Workers that Ray says are dead."""
         self._gathering: list[Assign] = []
         """Members of a group that is being asked to combine."""
         self._published: list[Generation] = []
@@ -203,12 +213,12 @@ class Coordinator:
 
         self._inbox.put(hear)
 
-    def dismissals(self, timeout_s: float) -> list[str]:
+    def dismissals(self, timeout_s: float) -> list[Dismissal]:
         """Workers that the driver is to replace, as soon as there are any; each is named once."""
         with self._news:
             self._news.wait_for(lambda: bool(self._dismissed), timeout_s)
-            names, self._dismissed = self._dismissed, []
-            return names
+            dismissed, self._dismissed = self._dismissed, []
+            return dismissed
 
     def metrics_url(self) -> str | None:
         return None if self._server is None else self._server.url
@@ -374,6 +384,7 @@ class Coordinator:
         member = self._members.get(name)
         if member is None:
             return
+        self._dead.add(name)
         self._drop_calls(name)
         self._deserted.add(member.node)
         self._mourn_nodes()
@@ -396,7 +407,7 @@ class Coordinator:
         self._count_workers()
         self.metrics.inc("holoray_actor_restarts_total", role="worker")
         with self._news:
-            self._dismissed.append(name)
+            self._dismissed.append(Dismissal(name, silent=name not in self._dead))
             self._news.notify_all()
 
     def _drop_calls(self, name: str) -> None:

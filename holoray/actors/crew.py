@@ -34,6 +34,12 @@ class StartWorker(Protocol):
     def __call__(self, name: str, *, node: str, required: bool) -> Any: ...
 
 
+class EndWorker(Protocol):
+    """How a worker is ended whose process may be stopped: `remote.end_process` for one job."""
+
+    def __call__(self, member: Member) -> None: ...
+
+
 class StartCoordinator(Protocol):
     """How a coordinator is started: with its number, who is there already, and who died on which node."""
 
@@ -66,6 +72,7 @@ class Crew:
         self,
         session: remote.Session,
         start_worker: StartWorker,
+        end_worker: EndWorker,
         start_coordinator: StartCoordinator,
         *,
         home: str | None,
@@ -73,7 +80,7 @@ class Crew:
         policy: Policy,
     ) -> None:
         self._session, self._home, self._wanted, self._policy = session, home, workers, policy
-        self._start_worker, self._start_coordinator = start_worker, start_coordinator
+        self._start_worker, self._end_worker, self._start_coordinator = start_worker, end_worker, start_coordinator
         self._seats: dict[str, _Seat] = {}
         self._fallen: dict[str, list[str]] = {}
         self._names = 0
@@ -142,8 +149,8 @@ class Crew:
                 self._welcome(hellos[reference])
         with self._succeeding():
             if self._dismissals in ready:
-                for name in ray.get(self._dismissals):
-                    self._dismiss(name)
+                for dismissal in ray.get(self._dismissals):
+                    self._dismiss(dismissal.worker, silent=dismissal.silent)
                 self._heard = True
                 self._listen()
             elif time.monotonic() > self._asked + (_POLL_S + self._policy.silence_s if self._heard else _BIRTH_S):
@@ -224,7 +231,7 @@ class Crew:
         seat.member = Member(name, seat.handle, hello.node, hello.pid, not seat.receiver)
         self._coordinator.introduce.remote(seat.member)
 
-    def _dismiss(self, name: str) -> None:
+    def _dismiss(self, name: str, *, silent: bool = False) -> None:
         """Kill what may be left of a worker, and start another, on the same node where that still lives."""
         seat = self._seats.pop(name, None)
         if seat is None:
@@ -233,6 +240,8 @@ class Crew:
         node = seat.wanted_node
         if seat.member is not None:
             node = seat.member.node
+            if silent:
+                self._end_worker(seat.member)
             self._fallen.setdefault(node, []).append(name)
         working = sum(not seat.receiver for seat in self._seats.values())
         if not seat.receiver and working < self._wanted():

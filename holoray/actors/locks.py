@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import secrets
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -107,6 +108,13 @@ def is_held(path: Path) -> bool:
     finally:
         os.close(file)
     return False
+
+
+def end_holder(path: Path, pid: int) -> None:
+    """Kill the process that holds the lock, which named itself `pid` on this node; nothing if it is gone."""
+    if is_held(path):  # so the number is not another's by now
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def any_held(locks: Iterable[Path]) -> bool:

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from holoray.actors import watchdog
+from holoray.actors import locks, watchdog
 from holoray.actors.coordinator import Coordinator
 from holoray.actors.device_worker import DeviceWorker
 from holoray.actors.worker import JobSpec, Worker
@@ -89,6 +90,15 @@ def start_worker(
     actor = ray.remote(concurrency_groups={"heart": 1})(kind)
     options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
     return actor.options(**options, scheduling_strategy=where).remote(spec, name, encoded)
+
+
+def end_process(node: str, lock: Path, pid: int) -> None:
+    """Kill a process of ours on a node, if it lives; returns at once. Ray gives one that is stopped another 5 s.
+
+    Where the node is gone as well, nothing happens.
+    """
+    where = NodeAffinitySchedulingStrategy(node, soft=False)
+    ray.remote(locks.end_holder).options(num_cpus=0, max_retries=0, scheduling_strategy=where).remote(lock, pid)
 
 
 def start_coordinator(*arguments: Any, **options: Any) -> Any:

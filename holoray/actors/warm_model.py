@@ -301,6 +301,9 @@ class WarmModel:
             cpus = 0 if required or self._session.private_dir or self._accelerator else 1
             return remote.start_worker(spec, name, encoded, node=node, required=required, cpus=cpus)
 
+        def end_worker(member: Member) -> None:
+            remote.end_process(member.node, Names(spec.job, member.node).lock(member.name), member.pid)
+
         def start_coordinator(reign: int, members: list[Member], fallen: dict[str, list[str]]) -> Any:
             last = self._published[-1] if self._published else None
             legacy = Legacy(reign, tuple(members), fallen, *(last.generation, last.bytes_read) if last else ())
@@ -319,7 +322,15 @@ class WarmModel:
             coordinator.run.remote()
             return coordinator
 
-        return Crew(self._session, start_worker, start_coordinator, home=home, workers=wanted, policy=self._policy)
+        return Crew(
+            self._session,
+            start_worker,
+            end_worker,
+            start_coordinator,
+            home=home,
+            workers=wanted,
+            policy=self._policy,
+        )
 
     def _ask_quietly(self, method: str) -> Any:
         """What the coordinator answers, None if there is none (another may be on its way)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -47,6 +48,20 @@ def test_the_lock_of_a_process_tells_whether_it_lives(names: Names) -> None:
         locks.await_gone(path)
         child.communicate()
     assert not is_held(path)
+
+
+def test_who_holds_a_lock_can_be_ended_though_it_is_stopped(names: Names) -> None:
+    child, other = (hold_in_child(names.lock(process)) for process in ("w0", "w1"))
+    try:
+        child.send_signal(signal.SIGSTOP)
+        locks.end_holder(names.lock("w0"), child.pid)
+        assert child.wait(timeout=30) == -signal.SIGKILL
+        locks.end_holder(names.lock("w0"), other.pid)  # as if the number had been given to another
+        assert is_held(names.lock("w1"))
+    finally:
+        for process in (child, other):
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.fault("orphans")
