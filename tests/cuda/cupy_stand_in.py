@@ -1,4 +1,4 @@
-"""As much of CuPy 14 as a `CudaDevice` calls when it shares memory or fails, without a driver; it records what is called."""
+"""As much of CuPy 14 as a `CudaDevice` calls when it shares memory or fails, without a driver."""
 
 from __future__ import annotations
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cupy_stand_in import CompileException, CupyStandIn, CUDARuntimeError, OutOfMemoryError
+from cupy_stand_in import CompileException, CUDARuntimeError, CupyStandIn, OutOfMemoryError
 
 from holoray.errors import CapacityError, DeviceError
 from holoray.kernels import xp
@@ -72,8 +71,7 @@ def test_nccl_is_asked_for_where_it_finds_its_library(monkeypatch: pytest.Monkey
     """CuPy loads what pip installed only in `cupy.cuda.nccl`, which says in `available` whether it did."""
     module = SimpleNamespace(available=True)
     monkeypatch.setattr(xp, "cupy", lambda: None)
-    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", module)
-    monkeypatch.setattr(xp.importlib, "import_module", {"cupy.cuda.nccl": module}.__getitem__)
+    monkeypatch.setattr("holoray.kernels.xp.importlib.import_module", {"cupy.cuda.nccl": module}.__getitem__)
     assert xp.nccl() is module
     module.available = False
     with pytest.raises(DeviceError, match="NCCL"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ _STATIC_LIMIT = 48 << 10
 _MORE_STREAMS: Final = 2
 """Streams beyond one for each core: a thread that waits for its stream leaves a core to another one."""
 _STAGED_PIECES: Final = 2
+_PROBE_BYTES: Final = 64 << 20
+_PROBES: Final = 5
 _SHARED_ALIGNMENT: Final = 2 << 20
 """Bytes: the driver cuts smaller allocations out of ones of this size (CUDA programming guide, interprocess memory)."""
 _NO_MEMORY: Final = 2
@@ -243,3 +246,17 @@ class _Attached:
 
     def __init__(self, runtime: Any, address: int) -> None:
         self._close = weakref.finalize(self, runtime.ipcCloseMemHandle, address)
+
+
+def pinned_copy_speed(cupy: Any) -> float:
+    """Bytes a second from page-locked memory to the current device, the best of some copies of 64 MiB."""
+    source, stream = pinned_memory(cupy)(_PROBE_BYTES), cupy.cuda.Stream(non_blocking=True)
+    target = cupy.zeros(_PROBE_BYTES, cupy.uint8)
+    cupy.cuda.Stream.null.synchronize()  # whose work a stream that does not block would not wait for
+    best = float("inf")
+    for _ in range(_PROBES):
+        start = time.perf_counter()
+        target.set(source, stream=stream)
+        stream.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return _PROBE_BYTES / best
