@@ -1,21 +1,25 @@
 """`make gpu-bench`: the CUDA kernels on the GPU at hand, each beside a copy on the device of as many bytes.
 
-    python -m benchmarks.gpu [--weights 2^26]
+    python -m benchmarks.gpu [--weights 2^28]
 
 A row gives GB/s of output, and the rate of all bytes that the kernel must read and write as a share of a device copy's;
 or milliseconds, and the rate beside that of a library's call. Decoded weights are compared with the original ones. The
-last lines are a whole load of a store in memory: its share of the slowest of the two things it cannot do without, and
-what the device's memory held at most.
+entropy stage of `planes`, which the host does, stands beside them. The last lines are a whole load of a store whose
+files are in the page cache: its share of the slowest of the things it cannot do without, and what the device's memory
+held at most. Times are those of a clock of the host, launches included: use many weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -45,10 +49,11 @@ from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.plan import Target, select, units
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.pipelines.tensor_codec import encode_tensor
-from holoray.stores import MemoryStore
-from holoray.tensor import DTYPES
+from holoray.tensor import DTYPES, TensorSpec
 
 REPEATS: Final = 7
+LOAD_WEIGHTS: Final = 1 << 26
+"""Of the store that is loaded: the host has to encode it first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +147,7 @@ def quantised(device: Device, weights: int) -> list[Row]:
 def transforms(device: Device, weights: int) -> list[Row | Beside]:
     """What `spectral`, `projection` and `lowrank` are finalized by: dealing back, inverse DCT, matrix product."""
     columns = 4096 if weights >= 1 << 20 else 64
-    rows = weights // columns
+    rows = max(64, weights // columns // 64 * 64)  # whole tiles
     count = rows * columns
     rng = np.random.default_rng(2)
     coefficients = device.upload(rng.standard_normal((rows, columns), np.float32))
@@ -160,6 +165,10 @@ def transforms(device: Device, weights: int) -> list[Row | Beside]:
         seconds = best_seconds(device, partial(launchers.inverse_dct, device, coefficients, out, 0, tile))
         name = f"inverse DCT -> BF16, tiles of {tile}"
         result += [Row(name, 6 * count, 2 * count, seconds), Beside(name, seconds, "idctn of the whole", whole)]
+        if rows % tile == columns % tile == 0:
+            tiled = coefficients.reshape(rows // tile, tile, columns // tile, tile)
+            same = best_seconds(device, partial(device.inverse_dct, tiled, (1, 3)))
+            result.append(Beside(name, seconds, "idctn of the same tiles", same))
     return [*result, low_rank(device, rows, columns)]
 
 
@@ -194,14 +203,18 @@ def zstd(device: QueuedDevice, counts: Sequence[int] = (16, 256, 4096), raw_byte
         yield Beside(f"zstd, {count} frames of {raw_bytes} bytes", seconds, "the host", host)
 
 
-def planes(device: Device, weights: int) -> list[Row]:
-    """BF16 runs from sections on the device, entropy stage done: layers 0 to 4, all six, a step, the tail in place."""
+def planes(device: Device, weights: int) -> list[Row | Beside]:
+    """BF16 runs from sections on the device, entropy stage done: layers 0 to 4, all six, a step, the tail in place.
+
+    And the entropy stage: the host's, on all cores.
+    """
     count = min(weights, RUN_WEIGHTS)
     array = (0.02 * np.random.default_rng(1).standard_normal(count)).astype(DTYPES["BF16"])
     entry, fragments = encode_tensor(array, codec="planes")
     codec, run, scratch = get_codec(entry.codec, entry.config), RunLayers(0), Scratch()
     assert isinstance(codec, PlanesCodec)
-    run.add(codec, entry.spec, {f.layer: fragments[f.index].payload for f in entry.fragments}, scratch)
+    payloads = {f.layer: fragments[f.index].payload for f in entry.fragments}
+    run.add(codec, entry.spec, payloads, scratch)
     places = [p for layer in range(codec.layers(entry.spec)) for p in codec.layout(entry.spec, layer, 0).sections]
     packed, starts = pack_sections(run, places, scratch)
     records = np.zeros(max(1, weights // count), RUN)
@@ -214,7 +227,7 @@ def planes(device: Device, weights: int) -> list[Row]:
     records["lengths"], records["offsets"] = run.lengths, run.offsets
     records["count"], records["kind"] = count, KINDS["BF16"]
     records["threshold"], records["top"], records["tail_cut"] = codec.threshold, codec.top, codec.tail_cut
-    rows = []
+    rows: list[Row | Beside] = []
     for name, held, layers in (
         ("planes, layers 0 to 4", 0, 5),
         ("planes, all and tail", 0, 6),
@@ -229,7 +242,32 @@ def planes(device: Device, weights: int) -> list[Row]:
         rows.append(Row(name, read * len(records) + (2 if held else 1) * out_bytes, out_bytes, seconds))
         if layers == 6:
             assert np.array_equal(device.download(alive[-1][1]), array.view(np.uint16)), "decoded weights differ"
+        if (held, layers) == (0, 6):
+            opened = _entropy_seconds(partial(_open_run, codec, entry.spec, payloads), len(records))
+            rows.append(Beside("planes, entropy stage on the host", opened, name, seconds))
     return rows
+
+
+def _open_run(codec: PlanesCodec, spec: TensorSpec, payloads: dict[int, Any], scratch: Scratch) -> None:
+    RunLayers(0).add(codec, spec, payloads, scratch)
+
+
+def _entropy_seconds(open_run: Callable[[Scratch], None], runs: int) -> float:
+    """Seconds in which all cores open `runs` runs: the best of some times, of a few runs a core."""
+    threads = len(os.sched_getaffinity(0))
+    each = max(1, min(8, runs // threads))
+
+    def work(scratch: Scratch) -> None:
+        for _ in range(each):
+            open_run(scratch)
+
+    scratches, times = [Scratch() for _ in range(threads)], []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(1 + REPEATS):
+            start = time.perf_counter()
+            list(pool.map(work, scratches))
+            times.append(time.perf_counter() - start)
+    return min(times[1:]) * runs / (threads * each)
 
 
 def _go(device: Device, records: npt.NDArray[Any], held: int, layers: int) -> None:
@@ -252,16 +290,18 @@ class LoadRow:
         slowest = max(self.parts, key=self.parts.__getitem__)
         parts = ", ".join(f"{name} {self.weights_bytes / s / 1e9:.1f}" for name, s in self.parts.items())
         return [
-            f"load from memory, raw and planes BF16 {self.weights_bytes / self.seconds / 1e9:6.1f} GB/s of weights, "
+            f"load from the page cache, planes BF16 {self.weights_bytes / self.seconds / 1e9:6.1f} GB/s of weights, "
             f"{self.parts[slowest] / self.seconds:.1%} of {slowest} (alone, GB/s of weights: {parts})",
             f"memory of the load {self.peak_bytes / self.weights_bytes:9.3f} x its weights",
         ]
 
 
-def whole_load(device: Device, weights: int, used_bytes: Callable[[], int]) -> LoadRow:
-    """A store of BF16 matrices onto the device, beside its staged copy and its fragments' way on the host alone.
+def whole_load(
+    device: Device, weights: int, used_bytes: Callable[[], int], folder: Path, pinned_bytes_per_s: float = 0.0
+) -> LoadRow:
+    """A store of BF16 matrices in `folder` onto the device, beside its copy and its fragments' way on the host alone.
 
-    `used_bytes`: what the device's allocator holds now.
+    `used_bytes`: what the device's allocator holds now. `pinned_bytes_per_s`: of page-locked copies, if known.
     """
     model = {
         f"layers.{n}.weight": (0.02 * np.random.default_rng(n).standard_normal((16, max(1, weights // 64)))).astype(
@@ -269,9 +309,8 @@ def whole_load(device: Device, weights: int, used_bytes: Callable[[], int]) -> L
         )
         for n in range(4)
     }
-    store = MemoryStore()
-    holoray.encode(model, store)
-    sealed = holoray.open(store)
+    holoray.encode(model, folder / "store")
+    sealed = holoray.open(folder / "store")
     before, seconds, peak = used_bytes(), [], 0
     for _ in range(1 + REPEATS):
         start = time.perf_counter()
@@ -287,6 +326,8 @@ def whole_load(device: Device, weights: int, used_bytes: Callable[[], int]) -> L
         "staged copies": best_seconds(device, lambda: [device.upload(array) for array in stored]),
         "fetch, verify and zstd": _host_seconds(sealed),
     }
+    if pinned_bytes_per_s:
+        parts["page-locked copies"] = sum(array.nbytes for array in stored) / pinned_bytes_per_s
     return LoadRow(min(seconds[1:]), parts, sum(array.nbytes for array in model.values()), peak)
 
 
@@ -315,13 +356,15 @@ def _host_seconds(sealed: SealedStore) -> float:
 
 
 def main() -> None:
-    from holoray.kernels.cuda.device import CudaDevice
+    from holoray.kernels.cuda.device import CudaDevice, pinned_copy_speed
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--weights", type=int, default=1 << 26)
+    parser.add_argument("--weights", type=int, default=1 << 28)
     count = parser.parse_args().weights
     device = CudaDevice()
     speed = copy_speed(device, 4 * count)
+    pinned = pinned_copy_speed(xp.cupy())
+    print(f"page-locked copy, host to device: {pinned / 1e9:.1f} GB/s")
     print(f"device copy: {speed / 1e9:.0f} GB/s read and written, {device.multiprocessors} multiprocessors")
     rows = (*finalizers(device, count), *quantised(device, count), *transforms(device, count), *planes(device, count))
     for row in rows:
@@ -333,7 +376,10 @@ def main() -> None:
         print(f"zstd on the device: not measured, {error}")
     pool = xp.cupy().get_default_memory_pool()
     pool.free_all_blocks()
-    print(*whole_load(device, count, lambda: int(pool.total_bytes())).lines(), sep="\n")
+    with tempfile.TemporaryDirectory() as folder:
+        used = lambda: int(pool.total_bytes())  # noqa: E731
+        load = whole_load(device, min(count, LOAD_WEIGHTS), used, Path(folder), pinned)
+    print(*load.lines(), sep="\n")
 
 
 if __name__ == "__main__":

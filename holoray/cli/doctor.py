@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -19,8 +18,6 @@ MISSING: Final = "missing"
 """Not there; nothing that was asked for needs it."""
 BROKEN: Final = "broken"
 """There, but it does not work."""
-_PROBE_BYTES: Final = 64 << 20
-_PROBES: Final = 5
 _LITTLE_SHARED_BYTES: Final = 1 << 30
 
 
@@ -122,10 +119,15 @@ def gpu() -> Iterator[Finding]:
 
 
 def _device(cupy: Any, number: int, versions: str) -> Finding:
-    with cupy.cuda.Device(number):
-        properties = cupy.cuda.runtime.getDeviceProperties(number)
-        free, total = cupy.cuda.runtime.memGetInfo()
-        speed = _pinned_copy_speed(cupy)
+    from holoray.kernels.cuda.device import pinned_copy_speed
+
+    try:
+        with cupy.cuda.Device(number):
+            properties = cupy.cuda.runtime.getDeviceProperties(number)
+            free, total = cupy.cuda.runtime.memGetInfo()
+            speed = pinned_copy_speed(cupy)
+    except (RuntimeError, MemoryError) as error:  # what CuPy raises for drivers, and where others took all memory
+        return Finding("cuda device", BROKEN, f"{number}: {error}", "is it in use by others (nvidia-smi)?")
     name, major, minor = properties["name"].decode(), properties["major"], properties["minor"]
     detail = (
         f"{number}: {name}, compute capability {major}.{minor}, {human_bytes(free)} of {human_bytes(total)} free, "
@@ -134,22 +136,6 @@ def _device(cupy: Any, number: int, versions: str) -> Finding:
     if 10 * major + minor < 75:
         return Finding("cuda device", BROKEN, detail, "compute capability 7.5 is the least")
     return Finding("cuda device", OK, detail)
-
-
-def _pinned_copy_speed(cupy: Any) -> float:
-    """Bytes a second from page-locked memory to the current device, the best of some copies of 64 MiB."""
-    from holoray.kernels.pools import pinned_memory
-
-    source, stream = pinned_memory(cupy)(_PROBE_BYTES), cupy.cuda.Stream(non_blocking=True)
-    target = cupy.zeros(_PROBE_BYTES, cupy.uint8)
-    cupy.cuda.Stream.null.synchronize()  # whose work a stream that does not block would not wait for
-    best = float("inf")
-    for _ in range(_PROBES):
-        start = time.perf_counter()
-        target.set(source, stream=stream)
-        stream.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return _PROBE_BYTES / best
 
 
 def _compiler() -> Finding:

@@ -12,7 +12,8 @@ of inputs. Three ways to store it are known:
         n of a word is in both output `AWQ_ORDER[n]` of its eight; `X.scales` [groups, outputs]. Bits 4.
         https://github.com/casper-hansen/AutoAWQ/blob/main/awq/modules/linear/gemm.py
 `int8`  compressed-tensors, format "int-quantized": `X.weight` int8 [outputs, inputs], `X.weight_scale` of one number,
-        [outputs], [outputs, 1] or [outputs, groups], `X.weight_zero_point` int8 of that shape where not zero.
+        [outputs], [outputs, 1] or [outputs, groups], `X.weight_zero_point` int8 of that shape where not zero,
+        `X.weight_g_idx` int32 [inputs], the group of each input, which are consecutive where it is missing or has a -1.
         https://github.com/vllm-project/compressed-tensors
 
 Shapes do not tell everything (whether zeros are stored minus one), so a checkpoint's own configuration goes with it:
@@ -41,6 +42,8 @@ _MAX_CONFIG_BYTES: Final = 16 << 20
 _WORD_BITS: Final = 32
 _MARKS: Final = ("qweight", "qzeros", "weight_scale")
 """Last parts of names that only quantised checkpoints have."""
+_FORMAT_KEYS: Final = ("checkpoint_format", "format")
+"""Under which GPTQModel says how integers are packed; later versions write the second one."""
 _NO_CONFIG_HINT: Final = "encode it again from a directory that holds its config.json or quantize_config.json"
 
 
@@ -171,8 +174,9 @@ def _config(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _method(config: Mapping[str, Any]) -> str:
     """The quantiser's name; files of its own leave it out where only one tool wrote them."""
-    if "quant_method" in config:
-        return str(config["quant_method"])
+    for key in ("quant_method", "method"):  # the latter by later versions of GPTQModel
+        if key in config:
+            return str(config[key])
     return AWQ if "w_bit" in config else GPTQ if "bits" in config else ""
 
 
@@ -239,7 +243,8 @@ class _Parts:
             raise FormatError(f"the {CONFIG_KEY} states groups of {group}", hint="-1 stands for one group")
         return columns if group == -1 else min(group, columns)
 
-    def option(self, key: str, default: str, known: tuple[str, ...]) -> str:
+    def option(self, default: str, known: tuple[str, ...], *keys: str) -> str:
+        key = next((key for key in keys if self.config.get(key)), keys[0])
         value = str(self.config.get(key) or default).lower()  # null stands for the default
         if value not in known:
             raise UsageError(
@@ -264,7 +269,7 @@ def _gptq(parts: _Parts) -> QuantisedLayer:
     words, rows = parts.matrix("qweight", {"I32"})
     bits = parts.bits((2, 4, 8), "bits")
     columns = words * (_WORD_BITS // bits)
-    offset = int(parts.option("checkpoint_format", "gptq", ("gptq", "gptq_v2")) == "gptq")
+    offset = int(parts.option("gptq", ("gptq", "gptq_v2"), *_FORMAT_KEYS) == "gptq")
     packing = Packing(GPTQ, bits, rows, columns, parts.group(columns, "group_size"), offset)
     parts.expect("g_idx", (columns,), {"I32"})
     return _packed_layer(parts, packing)
@@ -273,7 +278,7 @@ def _gptq(parts: _Parts) -> QuantisedLayer:
 def _awq(parts: _Parts) -> QuantisedLayer:
     columns, words = parts.matrix("qweight", {"I32"})
     bits = parts.bits((4,), "bits", "w_bit")
-    parts.option("version", "gemm", ("gemm",))
+    parts.option("gemm", ("gemm",), "version", *_FORMAT_KEYS)
     group = parts.group(columns, "group_size", "q_group_size")
     return _packed_layer(parts, Packing(AWQ, bits, words * (_WORD_BITS // bits), columns, group))
 
@@ -294,7 +299,7 @@ def _packed_layer(parts: _Parts, packing: Packing) -> QuantisedLayer:
 
 
 def _int8(parts: _Parts) -> QuantisedLayer:
-    parts.option("format", "int-quantized", ("int-quantized",))
+    parts.option("int-quantized", ("int-quantized",), "format")
     rows, columns = parts.matrix("weight", {"I8"})
     if not parts.has("weight_scale"):
         parts.matrix("weight_scale", TRANSFORMABLE)
@@ -304,9 +309,11 @@ def _int8(parts: _Parts) -> QuantisedLayer:
     if scale.dtype not in TRANSFORMABLE or not (scale.size == 1 or per_row):
         raise parts.wrong("weight_scale", f"floats of one number, ({rows},) or ({rows}, groups)")
     parts.expect("weight_zero_point", scale.shape, {"I8"})
+    parts.expect("weight_g_idx", (columns,), {"I32"})
     packing = Packing(INT8, 8, rows, columns, columns // groups)
     weight = parts.prefix + "weight"
-    return QuantisedLayer(weight, packing, weight, scale.name, parts.name("weight_zero_point"))
+    zeros, order = parts.name("weight_zero_point"), parts.name("weight_g_idx")
+    return QuantisedLayer(weight, packing, weight, scale.name, zeros, order)
 
 
 def _unknown(parts: _Parts) -> QuantisedLayer:

@@ -51,14 +51,17 @@ class SlotPart:
 
     def pack(self, room: Any) -> None:
         place = self._place()
-        room[...] = self.device.upload(as_bytes(self.accumulator.read_slot(self.slot))) if place is None else place
+        if place is None:
+            self.device.write(room, as_bytes(self.accumulator.read_slot(self.slot)))
+        else:
+            self.device.copy(place, room)
 
     def unpack(self, content: Any) -> None:
         place = self._place()
         if place is None:
             self.accumulator.write_slot(self.slot, self.device.download(content))
         else:
-            place[...] = content
+            self.device.copy(content, place)
 
     def _place(self) -> Any:
         """The slot in the tensor itself; None for one that lies in accumulated state."""
@@ -97,7 +100,7 @@ def combine(
     flying: tuple[_Bucket, Any, Reduction] | None = None
     for number, bucket in enumerate(buckets):
         memory = memories[number % 2][: bucket.nbytes]
-        memory[...] = 0
+        device.clear(memory)
         for index, start in zip(bucket.parts, bucket.starts, strict=True):
             if mine[index]:
                 parts[index].pack(memory[start : start + parts[index].nbytes])

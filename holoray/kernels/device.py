@@ -35,6 +35,9 @@ def grid_stride(items: int, threads: int, most_blocks: int) -> Geometry:
 class Device(Protocol):
     """Arrays are CuPy's, or NumPy's in tests; bfloat16 is uint16 there, which CuPy knows.
 
+    Verbs raise CapacityError where memory lacks, and DeviceError where the device, its driver or a library fails.
+    Expressions on arrays run on the first device of the process, unless they are inside `stream` or `shared`.
+
     Work is queued on the calling thread's stream: the one of `stream`, else that of `shared`. An array belongs to the
     stream it was made on: freed, its memory goes to the next array of that stream, behind all work queued there. So
     what is made inside `stream` must only be used there, and needs no waiting when it is dropped; what several
@@ -63,8 +66,11 @@ class Device(Protocol):
     def copy(self, array: Any, to: Any = None) -> Any:
         """Queue a copy of a contiguous array on the device, to another one or a new one, and return that."""
 
+    def clear(self, array: Any) -> None:
+        """Queue zeros into a contiguous array."""
+
     def segment(self, nbytes: int) -> Any:
-        """Zeroed uint8 in an allocation of its own, so that `share` gives no neighbours away."""
+        """Zeroed uint8, done when this returns, in an allocation of its own: `share` gives no neighbours away."""
 
     def share(self, segment: Any) -> bytes:
         """What another process passes to `attach`; good for as long as the segment is."""

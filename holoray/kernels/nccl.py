@@ -33,7 +33,7 @@ class NcclCommunicators:
         self.timeout_s = timeout_s
 
     def ticket(self) -> bytes:
-        return bytes(part % 256 for part in xp.nccl().get_unique_id())
+        return bytes(xp.nccl().get_unique_id())
 
     def join(self, ticket: bytes, *, rank: int, size: int, device: Device, stop: threading.Event) -> NcclCommunicator:
         if not 0 <= rank < size or len(ticket) != _ID_BYTES:
@@ -139,8 +139,8 @@ class _Entry:
         self._handle: Any = None
         self._error: Exception | None = None
         self._left = False
-        unsigned = (size, tuple(part - 256 if part > 127 else part for part in ticket), rank)
-        self.thread = threading.Thread(target=self._join, args=(unsigned, device.number), daemon=True)
+        arguments = (size, ticket, rank)
+        self.thread = threading.Thread(target=self._join, args=(arguments, device.number), daemon=True)
         self.thread.start()
 
     def _join(self, arguments: tuple[Any, ...], device: int) -> None:

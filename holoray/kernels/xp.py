@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from functools import cache
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ def cupy() -> Any:
         return importlib.import_module("cupy")
     except ImportError as error:  # also a CUDA library that it does not find
         raise DeviceError(f"CuPy cannot be imported: {error}", hint=INSTALL_HINT) from None
+    except OSError as error:  # it makes its cache of kernels when it is imported
+        raise DeviceError(f"CuPy cannot be imported: {error}", hint="set CUPY_CACHE_DIR to a folder of yours") from None
 
 
 def fft() -> Any:
@@ -34,12 +37,13 @@ def fft() -> Any:
 
 
 def nccl() -> Any:
-    """The module `cupy.cuda.nccl`; raises DeviceError where CuPy has none."""
+    """The module `cupy.cuda.nccl`, which finds the library where pip put it; raises DeviceError where there is none."""
     cupy()
-    try:
-        module = importlib.import_module("cupy_backends.cuda.libs.nccl")
-    except ImportError as error:
-        raise DeviceError(f"NCCL cannot be loaded: {error}", hint=INSTALL_HINT) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a library that is missing, which is told here
+        module = importlib.import_module("cupy.cuda.nccl")
+    if not module.available:
+        raise DeviceError("NCCL cannot be loaded", hint=INSTALL_HINT)
     return module
 
 

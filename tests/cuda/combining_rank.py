@@ -65,8 +65,9 @@ def main(kind: str, rank: int, size: int, folder: Path) -> None:
 def hold(codec: str, rank: int, size: int, device: Device) -> tuple[Any, int]:
     """An accumulator on the device with every size-th slot in it, and how many slots there are."""
     entry, fragments = encode_tensor(tensor(), codec=codec)
-    out = device.zeros(entry.spec.shape, device_dtype(entry.spec))
-    out[...] = 0xA5A5 % np.iinfo(out.dtype).max  # what others hold is never added to what lies here
+    there = device_dtype(entry.spec)
+    debris = np.full(entry.spec.shape, 0xA5A5 % np.iinfo(there).max, there)
+    out = device.upload(debris)  # what others hold is never added to what lies here
     accumulator = make_device_accumulator(entry.spec, get_codec(entry.codec, entry.config), out, device)
     slots, scratch = 1 + max(f.slot for f in entry.fragments), Scratch()
     for slot in range(rank, slots, size):

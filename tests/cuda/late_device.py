@@ -177,8 +177,13 @@ class LateDevice:
         self._stream.put(partial(ctypes.memmove, to.ctypes.data, array.ctypes.data, array.nbytes))
         return to
 
+    def clear(self, array: npt.NDArray[Any]) -> None:
+        self._stream.put(partial(ctypes.memset, array.ctypes.data, 0, array.nbytes))
+
     def segment(self, nbytes: int) -> npt.NDArray[Any]:
-        return self.zeros((nbytes,), np.uint8)
+        array = self.zeros((nbytes,), np.uint8)
+        self.synchronize()
+        return array
 
     def share(self, segment: npt.NDArray[Any]) -> bytes:
         raise AssertionError("this device is of one process")

@@ -121,6 +121,9 @@ class CpuDevice:
         to[...] = array
         return to
 
+    def clear(self, array: npt.NDArray[Any]) -> None:
+        array[...] = 0
+
     def address(self, array: npt.NDArray[Any]) -> int:
         return int(array.ctypes.data)
 

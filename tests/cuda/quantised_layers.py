@@ -65,20 +65,20 @@ def make_layer(
     scale_dtype: Any = np.float16,
     with_zeros: bool = True,
 ) -> Made:
-    """A layer of random integers; `ordered`: with a random group for each input (`gptq`)."""
+    """A layer of random integers; `ordered`: with a random group for each input (not of `awq`)."""
     per_word = 32 // bits
     groups = -(-columns // group)
+    order = rng.integers(0, groups, columns).astype(np.int32) if ordered else None
     if method == "int8":
         q = rng.integers(-128, 128, (columns, rows))
         z = rng.integers(-128, 128, (groups, rows)) if with_zeros else np.zeros((groups, rows), np.int64)
         scales = _scales(rng, (rows, groups), scale_dtype)
         packing = Packing("int8", 8, rows, columns, group)
         zeros = np.ascontiguousarray(z.T.astype(np.int8)) if with_zeros else None
-        return Made(packing, np.ascontiguousarray(q.T.astype(np.int8)), scales, zeros, None, q, z)
+        return Made(packing, np.ascontiguousarray(q.T.astype(np.int8)), scales, zeros, order, q, z)
     q = rng.integers(0, 1 << bits, (columns, rows))
     z = rng.integers(0, 1 << bits, (groups, rows))
     scales = _scales(rng, (groups, rows), scale_dtype)
-    order = rng.integers(0, groups, columns).astype(np.int32) if ordered else None
     if method == "awq":
         eights = range(0, rows, 8)
         packed = [[word([line[r + n] for n in AWQ_NIBBLES], 4) for r in eights] for line in q.tolist()]
@@ -118,7 +118,7 @@ def layers(draw: st.DrawFn, scale_dtypes: Sequence[Any]) -> Made:
         columns=columns,
         group=min(group, columns),
         zero_offset=draw(st.sampled_from((0, 1))),
-        ordered=method == "gptq" and draw(st.booleans()),
+        ordered=method != "awq" and draw(st.booleans()),
         scale_dtype=draw(st.sampled_from(scale_dtypes)),
         with_zeros=draw(st.booleans()),
     )

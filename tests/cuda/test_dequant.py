@@ -128,6 +128,13 @@ def test_consecutive_groups_that_are_spelt_out_change_nothing() -> None:
     assert np.array_equal(on_host(replace(made, order=spelt), "F32"), on_host(made, "F32"))
 
 
+def test_groups_that_nobody_has_set_are_consecutive() -> None:
+    """compressed-tensors writes -1 then; to GPTQ it is a group that does not exist."""
+    made = make_layer("int8", np.random.default_rng(2), rows=8, columns=64, group=16)
+    unset = np.full(64, -1, np.int32)
+    assert np.array_equal(on_host(replace(made, order=unset), "F32"), on_host(made, "F32"))
+
+
 @pytest.mark.parametrize("bad", [-1, 2, 2**31 - 1])
 def test_groups_that_do_not_exist_are_found_before_they_are_read(bad: int) -> None:
     made = make_layer("gptq", np.random.default_rng(2), rows=8, columns=16, group=8)

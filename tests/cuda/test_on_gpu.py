@@ -62,6 +62,7 @@ def test_staged_copies_on_borrowed_streams_arrive() -> None:
     staging = StagingPool(64 << 20, pinned_memory(cupy))
     streams = StreamPool(2, lambda: cupy.cuda.Stream(non_blocking=True))
     targets = [cupy.zeros(1 << 20, cupy.uint8) for _ in range(8)]
+    cupy.cuda.Stream.null.synchronize()  # streams that do not block wait for nothing of this one
     for number, target in enumerate(targets):
         buffer = staging.borrow(1 << 20, timeout_s=60)
         buffer[:] = number + 1
@@ -91,6 +92,17 @@ def test_a_segment_is_opened_by_another_process(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, device.share(segment).hex(), str(tmp_path / "seen.npy")]
     subprocess.run(command, check=True, timeout=100, env=os.environ | {"PYTHONPATH": path})
     assert np.array_equal(np.load(tmp_path / "seen.npy"), expected)
+
+
+def test_a_segment_is_zeroed_before_another_stream_writes_to_it() -> None:
+    device = CudaDevice(streams=1)
+    for _ in range(5):
+        segment = device.segment(1 << 30)
+        with device.stream():
+            device.write(segment[-4096:], np.full(4096, 7, np.uint8))
+        device.synchronize()
+        assert (device.download(segment[-4096:]) == 7).all()
+        del segment
 
 
 def test_a_load_gives_the_bytes_of_the_host_at_every_step(model: dict[str, Array], tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def only_fault(shapes: Shapes, config: object) -> HolorayError:
         (GPTQ, GPTQ_CONFIG, Packing("gptq", 4, 32, 64, 32, 1)),
         (GPTQ, GPTQ_CONFIG | {"checkpoint_format": "gptq_v2"}, Packing("gptq", 4, 32, 64, 32, 0)),
         (GPTQ, GPTQ_CONFIG | {"checkpoint_format": None}, Packing("gptq", 4, 32, 64, 32, 1)),
+        (GPTQ, {"method": "gptq", "format": "gptq_v2", "bits": 4, "group_size": 32}, Packing("gptq", 4, 32, 64, 32, 0)),
         (GPTQ, {"bits": 4, "group_size": 32}, Packing("gptq", 4, 32, 64, 32, 1)),
         (GPTQ | words(16, 2, 8), GPTQ_CONFIG | {"bits": 8}, Packing("gptq", 8, 32, 64, 32, 1)),
         (GPTQ | words(4, 2, 2), GPTQ_CONFIG | {"bits": 2}, Packing("gptq", 2, 32, 64, 32, 1)),
@@ -119,6 +120,24 @@ def test_what_is_no_layer_is_told(shapes: Shapes, config: object, kind: type[Hol
     assert type(fault) is kind
     assert told in fault.message
     assert fault.hint
+
+
+@pytest.mark.parametrize(
+    ("shapes", "config"),
+    [
+        (GPTQ, {"method": "gptq", "format": "marlin", "bits": 4, "group_size": 32}),
+        (AWQ, {"method": "awq", "format": "gemv", "bits": 4, "group_size": 32}),
+    ],
+)
+def test_other_packings_are_refused_under_either_name(shapes: Shapes, config: object) -> None:
+    assert "of format" in only_fault(shapes, config).message
+
+
+def test_the_group_of_each_input_of_int8_belongs_to_the_layer() -> None:
+    ordered = INT8_GROUPS | {"a.weight_g_idx": ("I32", (64,))}
+    (layer,) = find(ordered, INT8_CONFIG).layers
+    assert layer.order == "a.weight_g_idx"
+    assert "a.weight_g_idx" in str(only_fault(ordered | {"a.weight_g_idx": ("I32", (32,))}, INT8_CONFIG))
 
 
 def test_nothing_is_quantised_where_no_name_looks_so() -> None:

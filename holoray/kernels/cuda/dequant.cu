@@ -68,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) dequantise_gptq(LAYER_ARGU
   constexpr u32 OUTPUTS = 64, INPUTS = TILE / OUTPUTS, PITCH = OUTPUTS + 2;
   __shared__ u32 tile[INPUTS / 4 * PITCH];
   const Layer layer = LAYER;
-  const u32 lines = INPUTS * bits / 32, all_lines = columns * bits / 32, across = (columns + INPUTS - 1) / INPUTS;
+  const u32 lines = INPUTS * bits / 32, all_lines = columns / (32 / bits), across = (columns + INPUTS - 1) / INPUTS;
   const u64 tiles = (u64)across * ((rows + OUTPUTS - 1) / OUTPUTS);
   for (u64 t = blockIdx.x; t < tiles; t += gridDim.x) {
     const u32 first_row = (u32)(t / across) * OUTPUTS, first_column = (u32)(t % across) * INPUTS;

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from holoray.errors import CapacityError, SourceError
+from holoray.errors import CapacityError, DeviceError, SourceError
 from holoray.kernels import copies, xp
 from holoray.kernels.cuda.source import OPTIONS, source
 from holoray.kernels.device import Geometry
@@ -29,6 +30,10 @@ _STATIC_LIMIT = 48 << 10
 _MORE_STREAMS: Final = 2
 """Streams beyond one for each core: a thread that waits for its stream leaves a core to another one."""
 _STAGED_PIECES: Final = 2
+_PROBE_BYTES: Final = 64 << 20
+_PROBES: Final = 5
+_SHARED_ALIGNMENT: Final = 2 << 20
+"""Bytes: the driver cuts smaller allocations out of ones of this size (CUDA programming guide, interprocess memory)."""
 _NO_MEMORY: Final = 2
 """cudaErrorMemoryAllocation, for which CuPy has no name."""
 
@@ -47,6 +52,7 @@ class CudaDevice:
         self.multiprocessors = int(self._device.attributes["MultiProcessorCount"])
         self._nvtx = xp.nvtx()
         self._modules: dict[str, Any] = {}
+        self._functions: dict[str, Any] = {}
         self._compiling = threading.Lock()
         count = streams or len(os.sched_getaffinity(0)) + _MORE_STREAMS
         with self._device:
@@ -59,14 +65,16 @@ class CudaDevice:
             try:
                 yield
             finally:
-                stream.synchronize()
+                with self._errors():
+                    stream.synchronize()
 
     @contextmanager
     def shared(self) -> Iterator[None]:
         stream = self._cupy.cuda.Stream.null
         with self._device, stream:
             yield
-            stream.synchronize()
+            with self._errors():
+                stream.synchronize()
 
     @contextmanager
     def range(self, name: str) -> Iterator[None]:
@@ -80,7 +88,7 @@ class CudaDevice:
             self._nvtx.RangePop()
 
     def free_bytes(self) -> int:
-        with self._device:
+        with self._at_work():
             free, _ = self._cupy.cuda.runtime.memGetInfo()
             return int(free) + int(self._cupy.get_default_memory_pool().free_bytes())
 
@@ -91,33 +99,35 @@ class CudaDevice:
             return int(self._cupy.cuda.get_current_stream().ptr)
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
-        with self._device, self._room():
+        with self._at_work():
             return self._cupy.zeros(shape, dtype)
 
     def copy(self, array: Any, to: Any = None) -> Any:
-        with self._device, self._room():
+        with self._at_work():
             if to is None:
                 return array.copy()
             to[...] = array
             return to
 
+    def clear(self, array: Any) -> None:
+        with self._at_work():
+            array[...] = 0
+
     def segment(self, nbytes: int) -> Any:
-        # Not of CuPy's pool, whose allocations hold other arrays, too: a handle opens the whole allocation.
-        try:
-            with self._device:
-                memory = self._cupy.cuda.MemoryPointer(self._cupy.cuda.Memory(max(nbytes, 1)), 0)
-                memory.memset(0, max(nbytes, 1))
-        except self._cupy.cuda.runtime.CUDARuntimeError as error:
-            if error.status != _NO_MEMORY:
-                raise
-            raise CapacityError(
-                f"{nbytes} bytes do not fit on {self._device}: {error}",
-                hint="two generations must fit at a time: ask for fewer target qualities, or use larger devices",
-            ) from None
+        # Not of CuPy's pool, whose allocations hold other arrays, too: a handle opens the whole allocation. What is
+        # not a multiple of this size shares its allocation with others even so.
+        room = -(-max(nbytes, 1) // _SHARED_ALIGNMENT) * _SHARED_ALIGNMENT
+        with self._at_work("two generations must fit at a time: ask for fewer target qualities, or use larger devices"):
+            # CuPy's pool gives back what it keeps only where it lacks memory itself.
+            self._cupy.get_default_memory_pool().free_all_blocks()
+            memory = self._cupy.cuda.MemoryPointer(self._cupy.cuda.Memory(room), 0)
+            stream = self._cupy.cuda.get_current_stream()
+            memory.memset_async(0, room, stream)
+            stream.synchronize()  # or zeros come behind what other streams write
         return self._cupy.ndarray((nbytes,), self._cupy.uint8, memory)
 
     def share(self, segment: Any) -> bytes:
-        with self._device:
+        with self._at_work():
             return bytes(self._cupy.cuda.runtime.ipcGetMemHandle(segment.data.ptr))
 
     def attach(self, handle: bytes, nbytes: int) -> Any:
@@ -138,67 +148,75 @@ class CudaDevice:
         return int(array.data.ptr)
 
     def upload(self, host: npt.NDArray[Any]) -> Any:
-        with self._device, self._room():
+        with self._at_work():
             copy = self._cupy.empty(host.shape, host.dtype)
         self.write(copy, host)
         return copy
 
     def write(self, array: Any, host: npt.NDArray[Any]) -> None:
-        with self._device, self.range("upload"):
+        with self._at_work(), self.range("upload"):
             copies.write(self._copies(), self.staging, self.address(array), np.ascontiguousarray(host))
 
     def download(self, array: Any) -> npt.NDArray[Any]:
         host = np.empty(array.shape, array.dtype)
-        with self._device, self.range("download"):
+        with self._at_work(), self.range("download"):
             copies.read(self._copies(), self.staging, host, self.address(array))
         return host
 
     def launch(self, module: str, kernel: str, geometry: Geometry, arguments: Sequence[np.generic]) -> None:
-        with self._device:
-            function = self._module(module).get_function(kernel)
+        with self._at_work():
+            function = self._function(module, kernel)
             if geometry.shared_bytes > _STATIC_LIMIT:
                 function.max_dynamic_shared_size_bytes = geometry.shared_bytes
             function((geometry.grid,), (geometry.block,), tuple(arguments), shared_mem=geometry.shared_bytes)
 
     def matmul(self, a: Any, b: Any) -> Any:
-        with self._device, self._room():
+        with self._at_work():
             return self._cupy.ascontiguousarray(self._cupy.matmul(a, b))
 
     def inverse_dct(self, coefficients: Any, axes: tuple[int, int]) -> Any:
-        with self._device, self._room():
+        with self._at_work():
             weights = xp.fft().idctn(coefficients, type=2, axes=axes, norm="ortho")
             # The library hands out whatever order of axes its last transform left.
             return self._cupy.ascontiguousarray(weights, self._cupy.float32)
 
     def synchronize(self) -> None:
-        with self._device:
+        with self._at_work():
             self._cupy.cuda.get_current_stream().synchronize()
 
     def _copies(self) -> CudaCopies:
         return CudaCopies(self._cupy, self._cupy.cuda.get_current_stream())
 
     def _pinned(self, nbytes: int) -> Bytes:
-        with self._device, self._room():
+        with self._at_work("fewer page-locked bytes can be had: see `ulimit -l`, or use fewer threads"):
             return pinned_memory(self._cupy)(nbytes)
 
     @contextmanager
-    def _room(self) -> Iterator[None]:
-        cuda, hint = self._cupy.cuda, "free memory there, or load less"
+    def _at_work(self, hint: str = "free memory there, or load less") -> Iterator[None]:
+        with self._device, self._errors(hint):
+            yield
+
+    @contextmanager
+    def _errors(self, hint: str = "") -> Iterator[None]:
+        """What CuPy raises, as errors of ours."""
+        cuda = self._cupy.cuda
         try:
             yield
         except cuda.memory.OutOfMemoryError as error:
             raise CapacityError(f"no room on {self._device}: {error}", hint=hint) from None
-        except cuda.runtime.CUDARuntimeError as error:  # page-locked memory
-            if error.status != _NO_MEMORY:
-                raise
-            raise CapacityError(f"no page-locked memory for {self._device}: {error}", hint=hint) from None
+        except (RuntimeError, ImportError, cuda.compiler.CompileException) as error:
+            # Of the driver, the compiler, cuBLAS and cuFFT; ImportError is a library that is not found.
+            if isinstance(error, cuda.runtime.CUDARuntimeError) and error.status == _NO_MEMORY:
+                raise CapacityError(f"no room on {self._device}: {error}", hint=hint) from None
+            raise DeviceError(f"{self._device} failed: {error}", hint="see `holoray doctor`") from error
 
-    def _module(self, name: str) -> Any:
+    def _function(self, module: str, kernel: str) -> Any:
         with self._compiling:  # or several threads would compile the same
-            if name not in self._modules:
-                self._modules[name] = self._cupy.RawModule(code=source(name), options=OPTIONS, backend="nvrtc")
-                self._modules[name].compile()
-            return self._modules[name]
+            if module not in self._modules:
+                self._modules[module] = self._cupy.RawModule(code=source(module), options=OPTIONS, backend="nvrtc")
+            if kernel not in self._functions:  # CuPy asks the driver each time
+                self._functions[kernel] = self._modules[module].get_function(kernel)
+            return self._functions[kernel]
 
 
 class CudaCopies:
@@ -228,3 +246,17 @@ class _Attached:
 
     def __init__(self, runtime: Any, address: int) -> None:
         self._close = weakref.finalize(self, runtime.ipcCloseMemHandle, address)
+
+
+def pinned_copy_speed(cupy: Any) -> float:
+    """Bytes a second from page-locked memory to the current device, the best of some copies of 64 MiB."""
+    source, stream = pinned_memory(cupy)(_PROBE_BYTES), cupy.cuda.Stream(non_blocking=True)
+    target = cupy.zeros(_PROBE_BYTES, cupy.uint8)
+    cupy.cuda.Stream.null.synchronize()  # whose work a stream that does not block would not wait for
+    best = float("inf")
+    for _ in range(_PROBES):
+        start = time.perf_counter()
+        target.set(source, stream=stream)
+        stream.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return _PROBE_BYTES / best
