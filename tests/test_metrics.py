@@ -115,7 +115,7 @@ def test_the_budget_bounds_what_is_in_flight(model: dict[str, Array]) -> None:
     store = holoray.MemoryStore()
     holoray.encode(model, store, codec="planes")
     sealed = holoray.open(store)
-    pipeline = FragmentPipeline(store, sealed.manifest, budget_bytes=3 << 20, threads=4)
+    pipeline = FragmentPipeline(store, sealed.manifest, budget_bytes=3 << 20, cores=4)
     loader = Loader(store, sealed.manifest)
     loader.state_dict()  # there are tensors to load into
     from holoray.pipelines.curve import streaming_keys

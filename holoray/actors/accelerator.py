@@ -15,9 +15,11 @@ from holoray.kernels.nccl import NcclCommunicators
 class Accelerator:
     """Pickles. `make_device` is called once in each worker, which sees no device but its own.
 
-    `threads`: how many decode in each worker; by default the CPUs of the cluster are shared out.
+    `cores`: how many decode for each worker; by default the CPUs of the cluster are shared out. `device_bytes`: what a
+    worker takes of its device at most, all in all; by default what is free, less a reserve.
     """
 
     make_device: Callable[[], Device] = CudaDevice
     communicators: Communicators = field(default_factory=NcclCommunicators)
-    threads: int | None = None
+    cores: int | None = None
+    device_bytes: int | None = None

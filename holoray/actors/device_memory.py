@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,16 @@ import numpy as np
 from holoray.actors.marks import Marks
 from holoray.actors.messages import Holdings, Slot, Survey
 from holoray.actors.slot_memory import Layout, SlotMemory
-from holoray.errors import SourceError
+from holoray.errors import CapacityError, SourceError, UsageError
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.combine import SlotPart
 from holoray.kernels.device import Device
-from holoray.kernels.device_accumulators import device_dtype
-from holoray.kernels.registry import make_device_accumulator
+from holoray.kernels.device_accumulators import device_dtype, turn_nbytes
+from holoray.kernels.registry import make_device_accumulator, state_nbytes
 from holoray.manifest import Manifest
+from holoray.pipelines.plan import Unit
+from holoray.pipelines.turns import turns_within
+from holoray.pipelines.weights_memory import RESERVE_BYTES
 from holoray.tensor import TensorSpec
 
 
@@ -29,15 +33,27 @@ def device_view(segment: Any, layout: Layout, tensor: int, spec: TensorSpec) -> 
     return segment[layout.ranges[tensor]].view(device_dtype(spec)).reshape(spec.shape)
 
 
-class DeviceMemory(SlotMemory):
+class DeviceGenerations(SlotMemory):
     """The generations of one worker's device; marks are the worker's own, since nobody outlives it here.
 
-    Raises CapacityError where a further generation does not fit beside the last one.
+    All of it, and what decoding takes for a moment, is at most `limit_bytes` (default: what is free when it is made,
+    less a reserve). Raises CapacityError where a further generation does not fit beside the last one.
     """
 
-    def __init__(self, manifest: Manifest, device: Device) -> None:
-        super().__init__(manifest, device_layout(manifest))
+    device: Device
+
+    def __init__(self, manifest: Manifest, device: Device, limit_bytes: int | None = None) -> None:
+        super().__init__(manifest)
+        if limit_bytes is not None and limit_bytes <= 0:
+            raise UsageError(f"{limit_bytes} bytes of a device", hint="leave it out to use what is free")
         self.device = device
+        self.limit_bytes = max(device.free_bytes() - RESERVE_BYTES, 0) if limit_bytes is None else limit_bytes
+        self._layout = device_layout(manifest)
+        pairs = list(zip([t.spec for t in manifest.tensors], manifest.codecs, strict=True))
+        states = [state_nbytes(spec, codec) for spec, codec in pairs]
+        self._state_bytes = sum(states) + max(states, default=0)
+        """What is kept to refine tensors: that of one twice, while the next generation takes it over."""
+        self._turn_bytes = [turn_nbytes(spec, codec) for spec, codec in pairs]
         self._generations: dict[int, tuple[Any, Marks]] = {}
         self._before: dict[int, Accumulator] = {}
         """Accumulators of the last generation whose state goes on, until that is taken over."""
@@ -51,6 +67,10 @@ class DeviceMemory(SlotMemory):
         if generation == self._making:
             self._close()
         self._generations.pop(generation, None)
+
+    def width(self, work: Iterable[Unit], threads: int) -> int:
+        turn_bytes = max((self._turn_bytes[unit.tensor] for unit in work), default=0)
+        return turns_within(self.limit_bytes - self._kept_bytes, turn_bytes, threads)
 
     def part(self, slot: Slot) -> SlotPart:
         """A slot as it is combined."""
@@ -77,10 +97,26 @@ class DeviceMemory(SlotMemory):
             raise SourceError(f"generation {generation} is not on this device any more", hint="ask for the newest")
         return self._generations[generation][0]
 
+    @property
+    def _kept_bytes(self) -> int:
+        return len(self._generations) * self._layout.nbytes + self._state_bytes
+
+    def _check_room(self) -> None:
+        """Before a generation is allocated, and so before anything of it is read."""
+        more, turn = self._layout.nbytes, max(self._turn_bytes, default=0)
+        if self._kept_bytes + more + turn > self.limit_bytes:
+            raise CapacityError(
+                f"a generation takes {more} bytes of the device, what is there already and what is kept to refine it "
+                f"{self._kept_bytes}, decoding {turn}: more than {self.limit_bytes}",
+                hint="two generations must fit at a time: ask for fewer target qualities, or use larger devices",
+            )
+
     def _open(self, generation: int) -> tuple[Any, Marks]:
         if generation not in self._generations:
+            self._check_room()
             marks = Marks(self._manifest, np.zeros(Marks.nbytes(self._manifest), np.uint8))
-            self._generations[generation] = self.device.segment(self._layout.nbytes), marks
+            with self.device.shared():
+                self._generations[generation] = self.device.segment(self._layout.nbytes), marks
         stateful = {t: a for t, a in self._accumulators.items() if a.needs_finalize}
         self._before = self._before | stateful if generation == self._making + 1 else {}
         return self._generations[generation]
@@ -88,10 +124,21 @@ class DeviceMemory(SlotMemory):
     def _last_segment(self) -> Any:
         return self._generations[self._making - 1][0]
 
+    def _place(self, segment: Any, tensor: int) -> Any:
+        return segment[self._layout.ranges[tensor]]
+
+    def _copy_bytes(self, content: Any, to: Any) -> None:
+        self.device.copy(content, to)
+
+    def _await_copies(self) -> None:
+        self.device.synchronize()
+
     def _make_accumulator(self, tensor: int) -> Accumulator:
         entry, codec = self._manifest.tensors[tensor], self._manifest.codecs[tensor]
         out = device_view(self._opened(), self._layout, tensor, entry.spec)
-        accumulator = make_device_accumulator(entry.spec, codec, out, self.device)
+        with self.device.shared():  # all threads use it, on streams of their own
+            accumulator = make_device_accumulator(entry.spec, codec, out, self.device)
         if tensor in self._before:
-            accumulator.combine(self._before.pop(tensor))  # the merge law: what it held, in a new tensor
+            with self.device.shared():
+                accumulator.combine(self._before.pop(tensor))  # the merge law: what it held, in a new tensor
         return accumulator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from holoray.actors.device_memory import DeviceMemory
+from holoray.actors.device_memory import DeviceGenerations
 from holoray.actors.messages import Assign, Group, Slot
 from holoray.actors.worker import Bytes, JobSpec, Worker
 from holoray.errors import UsageError
@@ -26,11 +26,12 @@ class DeviceWorker(Worker):
         self._stops: dict[tuple[int, int], threading.Event] = {}
 
     @property
-    def threads(self) -> int:
-        return self._accelerator.threads or 1
+    def cores(self) -> int:
+        return self._accelerator.cores or 1
 
-    def _make_memory(self, manifest: Manifest) -> DeviceMemory:
-        self._device_memory = DeviceMemory(manifest, self._accelerator.make_device())
+    def _make_memory(self, manifest: Manifest) -> DeviceGenerations:
+        device = self._accelerator.make_device()
+        self._device_memory = DeviceGenerations(manifest, device, self._accelerator.device_bytes)
         return self._device_memory
 
     def ticket(self, reign: int) -> bytes:
@@ -50,11 +51,15 @@ class DeviceWorker(Worker):
         """The bytes of a published tensor, uint8."""
         return self._device_memory.fetch(generation, tensor)
 
+    def _perform(self, task: Assign, digest: int, contents: Bytes | None) -> None:
+        with self._device_memory.device.range(task.kind.value):
+            super()._perform(task, digest, contents)
+
     def _combine(self, reign: int, task: Assign, ticket: bytes) -> None:
         group = task.group
         assert group is not None
         tally = Tally()
-        with stage(tally, "combine"):
+        with stage(tally, "combine"), self._device_memory.device.range("combine"):
             communicator = self._accelerator.communicators.join(
                 ticket,
                 rank=task.rank,
@@ -64,8 +69,11 @@ class DeviceWorker(Worker):
             )
             try:
                 self._exchange(group, task.rank, set(task.slots), communicator)
+            except BaseException:
+                communicator.abort()  # closing alone would wait for the others, who wait for this member's next sum
+                raise
             finally:
-                communicator.close()  # also where something is wrong here: the others then need not wait
+                communicator.close()
         self._meter.add(tally)
 
     def _exchange(self, group: Group, rank: int, taken: set[Slot], communicator: Communicator) -> None:

@@ -38,7 +38,8 @@ class NodeMemory(SlotMemory):
     """
 
     def __init__(self, manifest: Manifest, names: Names) -> None:
-        super().__init__(manifest, weights_layout(manifest))
+        super().__init__(manifest)
+        self._layout = weights_layout(manifest)
         self._names = names
         self._states = Layout.of(
             state_nbytes(t.spec, c) for t, c in zip(manifest.tensors, manifest.codecs, strict=True)
@@ -71,11 +72,14 @@ class NodeMemory(SlotMemory):
         out = view(self._opened(), self._layout, tensor, entry.spec)
         return make_accumulator(entry.spec, codec, out, self._state_memory(tensor))
 
+    def _place(self, segment: Bytes, tensor: int) -> Bytes:
+        return segment[self._layout.ranges[tensor]]
+
     def _populate(self, slot: Slot) -> slice | None:
-        """Where a slot lies in the segment, its pages mapped."""
+        """Where a slot lies in its tensor, its pages mapped."""
         here = super()._populate(slot)
         if here is not None:
-            shared_memory.populate(self._opened()[here])
+            shared_memory.populate(self._place(self._opened(), slot[0])[here])
         return here
 
     def retire(self, generation: int) -> None:

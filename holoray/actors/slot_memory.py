@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from holoray.actors.marks import Marks
 from holoray.actors.messages import Slot, Survey
 from holoray.errors import SourceError
 from holoray.kernels.accumulator import Accumulator
+from holoray.kernels.device import Device
 from holoray.manifest import Manifest
 from holoray.pipelines.plan import Unit
 
@@ -44,13 +45,15 @@ class Layout:
 class SlotMemory(ABC):
     """Whatever is written is slots of the generation in the making; generations only go up.
 
-    The tensors of a generation are parts of one `segment`, uint8 of the host or a device. Writing a slot again
-    overwrites it wholly, whatever an earlier writer left; marks tell which slots are whole.
+    The tensors of a generation are parts of a `segment` of the host or a device. Writing a slot again overwrites it
+    wholly, whatever an earlier writer left; marks tell which slots are whole.
     """
 
-    def __init__(self, manifest: Manifest, layout: Layout) -> None:
+    device: Device | None = None
+    """Where the tensors lie, if not on the host."""
+
+    def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._layout = layout
         self._making = 0
         self._segment: Any = None
         self._marks: Marks | None = None
@@ -73,8 +76,16 @@ class SlotMemory(ABC):
         """The segment of the generation before."""
 
     @abstractmethod
+    def _place(self, segment: Any, tensor: int) -> Any:
+        """The bytes of a tensor in a segment, uint8."""
+
+    @abstractmethod
     def _make_accumulator(self, tensor: int) -> Accumulator:
         """An accumulator over the tensor's place in the segment, with whatever state it had."""
+
+    def width(self, work: Iterable[Unit], threads: int) -> int:
+        """Of so many threads, how many may decode at a time."""
+        return threads
 
     def make(self, generation: int) -> None:
         """Turn to a generation."""
@@ -90,18 +101,20 @@ class SlotMemory(ABC):
             self._accumulators[tensor] = self._make_accumulator(tensor)
         return self._accumulators[tensor]
 
-    def prepare(self, unit: Unit) -> None:
-        """Bring a slot to where the unit starts: the layers below it, from the last generation, or nothing.
+    def prepare(self, work: Iterable[Unit]) -> None:
+        """Bring slots to where the units start: the layers below them, from the last generation, or nothing.
 
-        Say `hold` when the unit has been added.
+        Say `hold` when a unit has been added.
         """
-        slot, layers = (unit.tensor, unit.slot), first_layer(unit)
-        self.begin(slot)
-        if layers:
-            self._copy(slot)
-        else:
-            self._populate(slot)
-        self.accumulator(unit.tensor).resume(unit.slot, layers)
+        for unit in work:
+            slot, layers = (unit.tensor, unit.slot), first_layer(unit)
+            self.begin(slot)
+            if layers:
+                self._copy(slot)
+            else:
+                self._populate(slot)
+            self.accumulator(unit.tensor).resume(unit.slot, layers)
+        self._await_copies()
 
     def begin(self, slot: Slot) -> None:
         """The slot is about to be overwritten: it is not whole any more."""
@@ -113,24 +126,31 @@ class SlotMemory(ABC):
         assert self._marks is not None
         self._marks.hold(slot)
 
-    def carry(self, slot: Slot) -> None:
-        """Copy a slot from the last generation (accumulated state stays where it is)."""
-        self.begin(slot)
-        self._copy(slot)
-        self.hold(slot)
+    def carry(self, slots: Sequence[Slot]) -> None:
+        """Copy slots from the last generation (accumulated state stays where it is)."""
+        for slot in slots:
+            self.begin(slot)
+            self._copy(slot)
+        self._await_copies()
+        for slot in slots:
+            self.hold(slot)
 
     def _copy(self, slot: Slot) -> None:
         here = self._populate(slot)
         if here is not None:
-            self._opened()[here] = self._last_segment()[here]
+            last = self._place(self._last_segment(), slot[0])
+            self._copy_bytes(last[here], self._place(self._opened(), slot[0])[here])
+
+    def _copy_bytes(self, content: Any, to: Any) -> None:
+        to[...] = content
+
+    def _await_copies(self) -> None:  # noqa: B027 - the host copies at once
+        """Return when all that was copied is there."""
 
     def _populate(self, slot: Slot) -> slice | None:
-        """Where a slot lies in the segment; None for one that lies in accumulated state."""
+        """Where a slot lies in its tensor, in bytes; None for one that lies in accumulated state."""
         bounds = self.accumulator(slot[0]).slot_range(slot[1])
-        if bounds is None:
-            return None
-        start = self._layout.ranges[slot[0]].start
-        return slice(start + bounds[0], start + bounds[1])
+        return None if bounds is None else slice(*bounds)
 
     def read(self, slots: Iterable[Slot]) -> Bytes:
         """The contents of slots, one after the other, on the host: what travels to another node."""

@@ -94,8 +94,9 @@ def warm_up(
         count = cpus if session.private_dir else workers
         if accelerator is not None:
             count = check_gpus(workers)
-            threads = accelerator.threads or max(1, remote.cluster_cpus() // remote.cluster_gpus())
-            accelerator = replace(accelerator, threads=threads)
+            cores = accelerator.cores or max(1, remote.cluster_cpus() // remote.cluster_gpus())
+            accelerator = replace(accelerator, cores=cores)
+            policy = policy or Policy(batch_bytes=cores * Policy().batch_bytes)  # which all threads of a worker share
         return WarmModel(
             sealed, targets, session, count, started, metrics_port, on_generation, policy or Policy(), accelerator
         )

@@ -122,22 +122,23 @@ class Worker:
             locks.sweep()
             self._spec.check_root()
             manifest = self._spec.manifest(self._encoded)
+            self._memory = self._make_memory(manifest)
             self._pipeline = FragmentPipeline(
                 self._spec.store,
                 manifest,
                 strict=self._spec.strict,
-                threads=self.threads,
+                cores=self.cores,
                 meter=self._meter,
                 finalize=False,
+                device=self._memory.device,
             )
-            self._memory = self._make_memory(manifest)
         except Exception as error:
             return Hello(self._node, os.getpid(), error)
         return Hello(self._node, os.getpid())
 
     @property
-    def threads(self) -> int:
-        """Decoding at a time."""
+    def cores(self) -> int:
+        """To be kept busy by decoding."""
         return 1
 
     def _make_memory(self, manifest: Manifest) -> SlotMemory:
@@ -194,13 +195,12 @@ class Worker:
         tally = Tally()
         match task.kind:
             case Kind.INGEST:
-                for unit in task.units:
-                    self._memory.prepare(unit)
-                self._pipeline.run(task.units, _InPlace(self._memory), self._hold)
+                self._memory.prepare(task.units)
+                width = self._memory.width(task.units, self._pipeline.threads)
+                self._pipeline.run(task.units, _InPlace(self._memory), self._hold, width=width)
             case Kind.CARRY:
                 with stage(tally, "combine"):
-                    for slot in task.slots:
-                        self._memory.carry(slot)
+                    self._memory.carry(task.slots)
             case Kind.TRANSFER:
                 with stage(tally, "combine"):
                     if contents is None or xxhash.xxh3_64_intdigest(contents.data) != digest:

@@ -63,6 +63,7 @@ class FragmentPipeline:
     `strict` checks sha256 besides xxh3_64; `finalize=False` leaves tensors as accumulated. Errors stop the run: the
     first one is raised once all threads are idle. With `skip_corrupted` a damaged fragment is no error: units go on
     without it, and without what requires it. `device`: where the destination's accumulators work, if not on the host.
+    `cores`: how many are to be kept busy (default: all).
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class FragmentPipeline:
         manifest: Manifest,
         *,
         strict: bool = False,
-        threads: int | None = None,
+        cores: int | None = None,
         budget_bytes: int = BUDGET_BYTES,
         meter: Meter | None = None,
         finalize: bool = True,
@@ -84,7 +85,7 @@ class FragmentPipeline:
         self._finalize = finalize
         self._skip_corrupted = skip_corrupted
         self._device = device
-        self.threads = threads or len(os.sched_getaffinity(0)) + (0 if device is None else _DEVICE_WAITERS)
+        self.threads = (cores or len(os.sched_getaffinity(0))) + (0 if device is None else _DEVICE_WAITERS)
         self.budget = ByteBudget(budget_bytes)
         self.meter = meter or Meter()
         self._scratches: queue.LifoQueue[Scratch] = queue.LifoQueue()

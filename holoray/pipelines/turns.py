@@ -11,6 +11,11 @@ from holoray.errors import CapacityError
 T = TypeVar("T")
 
 
+def turns_within(room_bytes: int, turn_bytes: int, threads: int) -> int:
+    """How many of so many threads may work at a time, at least one, if each takes so many bytes for a moment."""
+    return max(1, min(threads, room_bytes // turn_bytes)) if turn_bytes else threads
+
+
 class Turns:
     """At most `width` threads work at a time. Whoever lacks memory halves that, lets the others end and tries again."""
 

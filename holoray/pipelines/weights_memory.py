@@ -13,6 +13,7 @@ from holoray.kernels.device_accumulators import device_dtype, turn_nbytes
 from holoray.kernels.memory import zeros
 from holoray.kernels.registry import check_device_codec, make_accumulator, make_device_accumulator, state_nbytes
 from holoray.manifest import Manifest
+from holoray.pipelines.turns import turns_within
 from holoray.tensor import Array
 
 RESERVE_BYTES: Final = 256 << 20
@@ -80,7 +81,7 @@ class DeviceMemory:
                 f"more, of {self.limit_bytes} on the device",
                 hint="free memory there, raise device_bytes, or use `holoray load STORE OUT`, which streams to a file",
             )
-        return self._most(self.limit_bytes - nbytes, turn_bytes, threads)
+        return turns_within(self.limit_bytes - nbytes, turn_bytes, threads)
 
     def accumulator(self, manifest: Manifest, tensor: int) -> Accumulator:
         spec, codec = manifest.tensors[tensor].spec, manifest.codecs[tensor]
@@ -96,10 +97,6 @@ class DeviceMemory:
         for spec, codec in pairs:
             check_device_codec(spec, codec)
         return max((turn_nbytes(spec, codec) for spec, codec in pairs), default=0)
-
-    @staticmethod
-    def _most(room: int, turn_bytes: int, threads: int) -> int:
-        return max(1, min(threads, room // turn_bytes)) if turn_bytes else threads
 
 
 class SpillingMemory(DeviceMemory):
@@ -118,7 +115,7 @@ class SpillingMemory(DeviceMemory):
 
     def prepare(self, manifest: Manifest, threads: int) -> int:
         turn_bytes = self._turn_nbytes(manifest)
-        width = self._most(self.limit_bytes // 2, turn_bytes, threads)
+        width = turns_within(self.limit_bytes // 2, turn_bytes, threads)
         self._room = self.limit_bytes - width * turn_bytes
         return width
 

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from device_warming import make_device, register
+from late_device import LateDevice
 from on_cpu import CpuDevice
 from test_segment import assert_same, ingest, seal, unchanged
 
 import holoray
 from holoray.actors import watchdog
 from holoray.actors.accelerator import Accelerator
-from holoray.actors.device_memory import DeviceMemory
+from holoray.actors.device_memory import DeviceGenerations
 from holoray.actors.device_worker import DeviceWorker, check_codecs
-from holoray.actors.goals import goals
+from holoray.actors.goals import Goal, first_layer, goals, needs_sealing
 from holoray.actors.locks import new_job, remove_job
 from holoray.actors.messages import Assign, Group, Kind, Slot
 from holoray.actors.published import SharedWeights, open_weights
 from holoray.actors.worker import JobSpec, Report
-from holoray.errors import SourceError, UsageError, WorkerLostError
+from holoray.errors import CapacityError, SourceError, UsageError, WorkerLostError
 from holoray.kernels import device_accumulators, planes_launch, registry
 from holoray.kernels.host_communicator import HostCommunicators
+from holoray.pipelines import fragment_pipeline
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.tensor import Array
 
@@ -36,7 +39,7 @@ def twins(monkeypatch: pytest.MonkeyPatch) -> None:
     register()
 
 
-def contents(sealed: SealedStore, memory: DeviceMemory, generation: int) -> dict[str, Array]:
+def contents(sealed: SealedStore, memory: DeviceGenerations, generation: int) -> dict[str, Array]:
     """As a consumer on the device sees them."""
     shared = SharedWeights("w0", "n", 1, generation, memory.share(generation))
     found = open_weights(sealed.manifest, shared, CpuDevice(None))
@@ -45,12 +48,11 @@ def contents(sealed: SealedStore, memory: DeviceMemory, generation: int) -> dict
 
 def test_refining_generation_after_generation(sealed: SealedStore) -> None:
     """State goes on, the last generation stays as it was published, and the one before goes."""
-    memory = DeviceMemory(sealed.manifest, CpuDevice(None))
+    memory = DeviceGenerations(sealed.manifest, CpuDevice(None))
     reference, before = holoray.open(sealed.store), None
     for number, goal in enumerate(goals(sealed.manifest, (0.5, 0.9, 0.99, 1.0)), start=1):
         ingest(sealed, memory, number, goal.new)
-        for slot in unchanged(goal):
-            memory.carry(slot)
+        memory.carry(unchanged(goal))
         seal(sealed, memory)
         survey = memory.survey(number)
         assert survey.making.slots == set(goal.whole)
@@ -66,14 +68,13 @@ def test_refining_generation_after_generation(sealed: SealedStore) -> None:
 def test_a_slot_done_again_is_overwritten_wholly(sealed: SealedStore) -> None:
     """Whatever a broken sum, or a failed task, left in the generation in the making."""
     first, last = goals(sealed.manifest, (0.9, 1.0))
-    memory = DeviceMemory(sealed.manifest, CpuDevice(None))
+    memory = DeviceGenerations(sealed.manifest, CpuDevice(None))
     ingest(sealed, memory, 1, first.new)
     memory.make(2)
     memory.device.attach(memory.share(2), memory._layout.nbytes)[:] = 0xA5
     for _ in range(2):
         ingest(sealed, memory, 2, last.new)
-    for slot in unchanged(last):
-        memory.carry(slot)
+    memory.carry(unchanged(last))
     seal(sealed, memory)
     assert_same(contents(sealed, memory, 2), sealed.load())
 
@@ -157,3 +158,83 @@ def test_codecs_that_no_device_has_are_refused_first(sealed: SealedStore) -> Non
     del registry.DEVICE_ACCUMULATORS["lowrank"]
     with pytest.raises(UsageError, match="lowrank tensors are not accumulated on a device"):
         check_codecs(sealed.manifest)
+
+
+# -- what a load onto a device has, too -----------------------------------------------------------------------
+
+
+def late_worker(
+    sealed: SealedStore, spec: JobSpec, monkeypatch: pytest.MonkeyPatch, device_bytes: int | None = None
+) -> tuple[DeviceWorker, LateDevice]:
+    """A worker whose device does nothing before it is waited for, and enough batches for several streams."""
+    monkeypatch.setattr(fragment_pipeline, "MIN_BATCH_BYTES", 32 << 10)
+    monkeypatch.setitem(vars(device_accumulators), "launch", planes_launch.launch)  # queued, as on a GPU
+    device = LateDevice()
+    accelerator = Accelerator(lambda: device, cores=2, device_bytes=device_bytes or device.limit_bytes)
+    return make_worker(replace(spec, accelerator=accelerator), sealed, "w0"), device
+
+
+def make_generation(worker: DeviceWorker, sealed: SealedStore, number: int, goal: Goal) -> Exception | None:
+    """What a coordinator asks of a single device; the first error."""
+    stateful = tuple(t for t, codec in enumerate(sealed.manifest.codecs) if needs_sealing(codec))
+    fresh = tuple(unit for unit in goal.new if not first_layer(unit))
+    layered = tuple(unit for unit in goal.new if first_layer(unit))
+    tasks = [Assign(Kind.INGEST, "w0", 1, number, units=units) for units in (fresh, layered) if units]
+    if number > 1:
+        tasks.append(Assign(Kind.CARRY, "w0", 2, number, slots=tuple(unchanged(goal))))
+    tasks.append(Assign(Kind.SEAL, "w0", 3, number, tensors=stateful))
+    return next((error for task in tasks if (error := worker.do(0, task).error) is not None), None)
+
+
+def fetched(worker: DeviceWorker, sealed: SealedStore, generation: int) -> dict[str, Array]:
+    specs = [t.spec for t in sealed.manifest.tensors]
+    contents = [worker.fetch(generation, t) for t in range(len(specs))]
+    return {s.name: c.view(s.numpy_dtype).reshape(s.shape) for s, c in zip(specs, contents, strict=True)}
+
+
+def test_a_worker_overlaps_and_waits_for_what_it_reports(
+    sealed: SealedStore, spec: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that was asked for is still queued when the answer is given, on whichever stream it was."""
+    worker, device = late_worker(sealed, spec, monkeypatch)
+    for number, goal in enumerate(goals(sealed.manifest, (0.9, 0.999, 1.0)), start=1):
+        assert make_generation(worker, sealed, number, goal) is None
+        assert_same(fetched(worker, sealed, number), sealed.load(quality=goal.quality))
+        worker.retire(0, number - 1)
+    assert any(stream.most_queued > 0 for stream in device.streams), "threads have streams of their own"
+    assert device.staging.stats.borrowed_bytes == 0
+    stages = {"ingest", "carry", "seal", "fetch", "verify", "decompress", "accumulate", "upload"}
+    assert stages <= device.names.keys()
+
+
+@pytest.mark.fault("no-device-memory")
+def test_a_worker_without_memory_says_so_and_leaves_what_was_published(
+    sealed: SealedStore, spec: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, device = late_worker(sealed, spec, monkeypatch)
+    first, last = goals(sealed.manifest, (0.9, 1.0))
+    assert make_generation(worker, sealed, 1, first) is None
+    before = fetched(worker, sealed, 1)
+    segment_bytes = worker._device_memory._layout.nbytes
+    device.lack = lambda nbytes: nbytes not in (0, segment_bytes)
+    assert isinstance(make_generation(worker, sealed, 2, last), CapacityError)
+    assert_same(fetched(worker, sealed, 1), before)
+    device.lack = lambda nbytes: False
+    assert make_generation(worker, sealed, 2, last) is None, "the same task may be asked again"
+    assert_same(fetched(worker, sealed, 2), sealed.load())
+
+
+@pytest.mark.fault("no-device-memory")
+def test_a_second_generation_that_cannot_fit_is_refused_before_it_is_allocated(
+    sealed: SealedStore, spec: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 3 * sum(t.spec.nbytes for t in sealed.manifest.tensors) // 2 + (8 << 20)
+    assert room < 2 * sum(t.spec.nbytes for t in sealed.manifest.tensors) + (8 << 20)
+    worker, device = late_worker(sealed, spec, monkeypatch, room)
+    first, last = goals(sealed.manifest, (0.9, 1.0))
+    assert make_generation(worker, sealed, 1, first) is None
+    used = device.used_bytes
+    error = make_generation(worker, sealed, 2, last)
+    assert isinstance(error, CapacityError)
+    assert "two generations" in error.hint
+    assert device.used_bytes == used

@@ -65,7 +65,7 @@ def accelerator() -> Iterator[Accelerator]:
         patch.setattr(registry, "DEVICE_ACCUMULATORS", dict(registry.DEVICE_ACCUMULATORS))
         patch.setitem(vars(device_accumulators), "launch", planes_launch.launch)
         register()
-        yield Accelerator(make_device, HostCommunicators(30.0), threads=1)
+        yield Accelerator(make_device, HostCommunicators(30.0), cores=1)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -47,9 +47,8 @@ class InPlace:
 
 def ingest(sealed: SealedStore, memory: SlotMemory, generation: int, work: tuple[Unit, ...]) -> None:
     memory.make(generation)
-    for unit in work:
-        memory.prepare(unit)
-    pipeline = FragmentPipeline(sealed.store, sealed.manifest, threads=1, finalize=False)
+    memory.prepare(work)
+    pipeline = FragmentPipeline(sealed.store, sealed.manifest, cores=1, finalize=False)
     pipeline.run(work, InPlace(memory), lambda unit: memory.hold((unit.tensor, unit.slot)))
 
 
@@ -142,7 +141,7 @@ def test_refining_generation_after_generation(names: Names, sealed: SealedStore,
     for number, goal in enumerate(goals(sealed.manifest, (0.5, 0.9, 0.99, 0.999, 1.0)), start=1):
         ingest(sealed, memory, number, goal.new)
         for slot in unchanged(goal):
-            memory.carry(slot)
+            memory.carry([slot])
         seal(sealed, memory)
         found = attach_weights(sealed.manifest, names, number)
         assert_same(found, reference.load(quality=goal.quality))
@@ -162,7 +161,7 @@ def test_a_slot_done_again_is_overwritten_wholly(names: Names, sealed: SealedSto
     ingest(sealed, memory, 2, last.new)
     ingest(sealed, memory, 2, last.new)  # in the same process, too
     for slot in unchanged(last):
-        memory.carry(slot)
+        memory.carry([slot])
     seal(sealed, memory)
     assert_same(attach_weights(sealed.manifest, names, 2), sealed.load())
 
@@ -196,14 +195,14 @@ def test_a_survey_finds_what_others_left_and_nothing_half_done(names: Names, sea
     assert other.survey(1).making.sealed >= stateful
     writer.make(2)
     kept = unchanged(last)
-    writer.carry(kept[0])
+    writer.carry([kept[0]])
     half = last.new[0]
-    writer.prepare(half)  # and dies here
+    writer.prepare([half])  # and dies here
     found = other.survey(2)
     assert found.last.slots == wanted
     assert found.making.slots == {kept[0]}
     ingest(sealed, writer, 2, (half,))
-    writer.prepare(half)
+    writer.prepare([half])
     assert other.survey(2).making.slots == {kept[0]}, "the mark goes before the slot is written"
     assert not other.survey(3).making.slots
     assert sorted(names.segments) == [2]
@@ -215,7 +214,7 @@ def test_sealing_is_void_when_a_slot_is_written_again(names: Names, sealed: Seal
     ingest(sealed, memory, 1, goal.new)
     seal(sealed, memory)
     unit = next(u for u in goal.new if needs_sealing(sealed.manifest.codecs[u.tensor]))
-    memory.prepare(unit)
+    memory.prepare([unit])
     assert unit.tensor not in memory.survey(1).making.sealed
 
 

@@ -204,6 +204,8 @@ DEVICES: Final = (
     Guard("actors/device_worker.py", "if not all(memory.holds(slot)", "if False and not all(memory.holds(slot)", _DEVICE + "test_what_is_not_held_is_not_contributed"),
     Guard("actors/device_worker.py", "self._stop(reign, group).set()", "pass", _DEVICE + "test_an_abort_that_overtakes_its_task_ends_it"),
     Guard("actors/device_memory.py", "            accumulator.combine(self._before.pop(tensor))", "            self._before.pop(tensor)", _DEVICE + "test_refining_generation_after_generation"),
+    Guard("actors/device_memory.py", "        self.device.synchronize()", "        pass", _DEVICE + "test_a_worker_overlaps_and_waits_for_what_it_reports"),
+    Guard("actors/device_memory.py", "            self._check_room()\n", "", _DEVICE + "test_a_second_generation_that_cannot_fit_is_refused_before_it_is_allocated"),
     Guard("actors/device_worker.py", "if entry.codec not in registry.DEVICE_ACCUMULATORS:", "if False:", _DEVICE + "test_codecs_that_no_device_has_are_refused_first"),
     Guard("actors/state.py", "        if group.number in self._broken:\n            return", "", _STATE + "test_a_broken_group_is_told_and_slots_travel_one_by_one"),
     Guard("actors/state.py", "if worker in self._workers:  # some buckets", "if False:  # some buckets", _STATE + "test_a_broken_group_is_told_and_slots_travel_one_by_one"),

@@ -169,7 +169,7 @@ def test_few_layers_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(fragment_pipeline, "MAX_BATCH_BYTES", 16 << 10)
     monkeypatch.setattr(loader.FileDestination, "open", counting_open)
     monkeypatch.setattr(Dequantised, "weight_of", counting_use)
-    monkeypatch.setattr(loader, "FragmentPipeline", partial(FragmentPipeline, threads=2))
+    monkeypatch.setattr(loader, "FragmentPipeline", partial(FragmentPipeline, cores=2))
     load_file(sealed, tmp_path / "out", dequantise="bf16")
     layer = sum(t.spec.nbytes for t in sealed.manifest.tensors if ".0.proj." in t.name)
     assert max(seen) <= 8 * layer  # three batches of up to two layers, and what waits for one of them
