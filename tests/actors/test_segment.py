@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from manifests import make_manifest
 
 import holoray
 from holoray.actors.goals import Goal, goals, needs_sealing
-from holoray.actors.locks import DIRECTORY, Names, new_job, remove_job
+from holoray.actors.locks import DIRECTORY, DRIVER, Names, hold_lock, new_job, remove_job
 from holoray.actors.marks import Marks
 from holoray.actors.messages import Holdings, Slot
 from holoray.actors.segment import NodeMemory, attach_weights, weights_layout
@@ -30,9 +31,11 @@ from holoray.tensor import Array
 
 @pytest.fixture
 def names() -> Iterator[Names]:
-    job = new_job()
-    yield Names(job, "node")
-    remove_job(job)
+    found = Names(new_job(), "node")
+    lock = hold_lock(found.lock(DRIVER))  # or whoever sweeps up after dead jobs meanwhile would take this for one
+    yield found
+    remove_job(found.job)
+    os.close(lock)
 
 
 class InPlace:

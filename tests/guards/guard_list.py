@@ -195,7 +195,7 @@ _DEVICE = "actors/test_device_memory.py::"
 
 DEVICES: Final = (
     Guard("kernels/combine.py", "    if wrong.size:", "    if False:", _COMBINE + "test_a_part_with_no_holder_or_two_is_refused"),
-    Guard("kernels/combine.py", "        memory[...] = 0\n", "", _COMBINE + "test_every_member_gets_every_part"),
+    Guard("kernels/combine.py", "        device.clear(memory)\n", "", _COMBINE + "test_every_member_gets_every_part"),
     Guard("kernels/combine.py", "            if mine[index]:", "            if True:", _COMBINE + "test_every_member_gets_every_part"),
     Guard("kernels/host_communicator.py", "secrets.compare_digest(said, secret)", "True", _COMBINE + "test_strangers_do_not_join"),
     Guard("kernels/host_communicator.py", "if wire.take(_HEADER.size, patience) != header:", "if not wire.take(_HEADER.size, patience):", _COMBINE + "test_floats_and_mismatched_arrays_are_refused"),
@@ -228,7 +228,7 @@ SOURCES: Final = (
 DEVICE_LOAD: Final = (
     Guard("pipelines/weights_memory.py", "with self.device.shared():", "if True:", _DEVICE_LOAD + "test_every_step_of_a_load_gives_the_bytes_of_the_host"),
     Guard("pipelines/weights_memory.py", "if nbytes + turn_bytes > self.limit_bytes:", "if False:", _DEVICE_LOAD + "test_a_budget_with_room_for_one_turn_is_kept"),
-    Guard("pipelines/weights_memory.py", "max(1, min(threads, room // turn_bytes)) if turn_bytes else threads", "threads", _DEVICE_LOAD + "test_as_many_threads_decode_as_there_is_room_for"),
+    Guard("pipelines/turns.py", "max(1, min(threads, room_bytes // turn_bytes)) if turn_bytes else threads", "threads", _DEVICE_LOAD + "test_as_many_threads_decode_as_there_is_room_for"),
     Guard("pipelines/weights_memory.py", "if sum(self._there.values()) + nbytes > self._room:", "if False:", _DEVICE_LOAD + "test_tensors_without_room_go_to_the_host"),
     Guard("pipelines/weights_memory.py", "            check_device_codec(spec, codec)", "            pass", _DEVICE_LOAD + "test_what_a_device_cannot_do_is_told_before_anything_is_read"),
     Guard("pipelines/turns.py", "error.with_traceback(None)", "error", "pipelines/test_turns.py::test_a_failed_attempt_holds_nothing_while_it_waits"),
