@@ -13,6 +13,7 @@ from holoray.kernels.device_accumulators import device_dtype, turn_nbytes
 from holoray.kernels.memory import zeros
 from holoray.kernels.registry import check_device_codec, make_accumulator, make_device_accumulator, state_nbytes
 from holoray.manifest import Manifest
+from holoray.pipelines.frame_groups import group_nbytes
 from holoray.pipelines.turns import turns_within
 from holoray.tensor import Array
 
@@ -61,16 +62,18 @@ class HostMemory:
         return accumulator.out
 
 
-class DeviceMemory:
+class DeviceWeights:
     """Arrays of a device (uint16 for BF16, see `device_dtype`): all weights, and what decoding takes for a moment.
 
-    Together at most `limit_bytes`, by default what is free when it is made, less a reserve.
+    Together at most `limit_bytes`, by default what is free when it is made, less a reserve. `opens_frames`: zstd frames
+    are opened there, too.
     """
 
-    def __init__(self, device: Device, limit_bytes: int | None = None) -> None:
+    def __init__(self, device: Device, limit_bytes: int | None = None, *, opens_frames: bool = False) -> None:
         if limit_bytes is not None and limit_bytes <= 0:
             raise UsageError(f"{limit_bytes} bytes of a device", hint="leave it out to use what is free")
         self.device = device
+        self._opens_frames = opens_frames
         self.limit_bytes = max(device.free_bytes() - RESERVE_BYTES, 0) if limit_bytes is None else limit_bytes
 
     def prepare(self, manifest: Manifest, threads: int) -> int:
@@ -96,16 +99,17 @@ class DeviceMemory:
         pairs = [(t.spec, codec) for t, codec in zip(manifest.tensors, manifest.codecs, strict=True)]
         for spec, codec in pairs:
             check_device_codec(spec, codec)
-        return max((turn_nbytes(spec, codec) for spec, codec in pairs), default=0)
+        group_bytes = group_nbytes(manifest) if self._opens_frames else 0
+        return max((group_bytes, *(turn_nbytes(spec, codec) for spec, codec in pairs)))
 
 
-class SpillingMemory(DeviceMemory):
+class SpillingMemory(DeviceWeights):
     """For a load that lets go of each tensor when it is done: a tensor for which the device has no room goes to the
     host. The weights are the same, and neither has to hold the model. At most half of the bytes are for decoding.
     """
 
-    def __init__(self, device: Device, limit_bytes: int | None = None) -> None:
-        super().__init__(device, limit_bytes)
+    def __init__(self, device: Device, limit_bytes: int | None = None, *, opens_frames: bool = False) -> None:
+        super().__init__(device, limit_bytes, opens_frames=opens_frames)
         self.spilled: list[str] = []
         """Tensors that went to the host."""
         self._host = HostMemory(resident=False)
