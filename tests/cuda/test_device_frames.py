@@ -260,11 +260,14 @@ def test_bad_frames_are_the_errors_of_the_host(name: str, monkeypatch: pytest.Mo
 def test_frames_with_what_only_the_host_looks_at_stay_there(monkeypatch: pytest.MonkeyPatch) -> None:
     nvcomp_stand_in.install(monkeypatch)
     groups = count_groups(monkeypatch)
-    checked = zstandard.ZstdCompressor(write_checksum=True)
-    sealed = forged(lambda frame: checked.compress(zstandard.decompress(frame)), monkeypatch)
+
+    def checked(frame: bytes) -> bytes:
+        return zstandard.ZstdCompressor(write_checksum=True).compress(zstandard.decompress(frame))
+
+    sealed = forged(checked, monkeypatch)
     got = sealed.load(device=QueuedLateDevice(), device_bytes=1 << 30, decompress="device")
     assert np.array_equal(got["a"], np.arange(9_000))
-    wrong = forged(lambda frame: checked.compress(zstandard.decompress(frame))[:-1] + b"\0", monkeypatch)
+    wrong = forged(lambda frame: checked(frame)[:-4] + bytes(b ^ 1 for b in checked(frame)[-4:]), monkeypatch)
     with pytest.raises(FormatError, match="decompress"):
         wrong.load(device=QueuedLateDevice(), device_bytes=1 << 30, decompress="device")
     assert groups == []
