@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from holoray.errors import CapacityError, UsageError
@@ -96,16 +97,21 @@ class DeviceWeights:
         return self.device.download(accumulator.out).view(accumulator.spec.numpy_dtype)
 
     def _turn_nbytes(self, manifest: Manifest) -> int:
-        pairs = [(t.spec, codec) for t, codec in zip(manifest.tensors, manifest.codecs, strict=True)]
-        for spec, codec in pairs:
-            check_device_codec(spec, codec)
+        for tensor, codec in zip(manifest.tensors, manifest.codecs, strict=True):
+            check_device_codec(tensor.spec, codec)
         group_bytes = group_nbytes(manifest) if self._opens_frames else 0
-        return max((group_bytes, *(turn_nbytes(spec, codec) for spec, codec in pairs)))
+        needs = [need for need in _needs(manifest) if self._may_hold(need)]
+        return max((group_bytes, *(need.turn_bytes for need in needs)))
+
+    def _may_hold(self, need: _Need) -> bool:
+        """Whether a tensor is to be made on the device at all."""
+        return True
 
 
 class SpillingMemory(DeviceWeights):
     """For a load that lets go of each tensor when it is done: a tensor for which the device has no room goes to the
-    host. The weights are the same, and neither has to hold the model. At most half of the bytes are for decoding.
+    host. The weights are the same, and neither has to hold the model. At most half of the bytes are for decoding,
+    unless one turn takes more; a tensor that would not fit even alone, with its state and a turn, claims none.
     """
 
     def __init__(self, device: Device, limit_bytes: int | None = None, *, opens_frames: bool = False) -> None:
@@ -124,15 +130,18 @@ class SpillingMemory(DeviceWeights):
         return width
 
     def accumulator(self, manifest: Manifest, tensor: int) -> Accumulator:
+        need = _need(manifest, tensor)
         spec = manifest.tensors[tensor].spec
-        nbytes = spec.nbytes + state_nbytes(spec, manifest.codecs[tensor])
-        if self._reserve(spec.name, nbytes):
+        if self._may_hold(need) and self._reserve(spec.name, need.nbytes):
             try:
                 return super().accumulator(manifest, tensor)
             except CapacityError:  # others use the device, too
                 self._release(spec.name)
         self.spilled.append(spec.name)
         return self._host.accumulator(manifest, tensor)
+
+    def _may_hold(self, need: _Need) -> bool:
+        return need.nbytes + need.turn_bytes <= self.limit_bytes
 
     def take(self, accumulator: Accumulator) -> Array:
         if accumulator.spec.name not in self._there:
@@ -165,5 +174,21 @@ def check_room(nbytes: int) -> None:
 
 def resident_nbytes(manifest: Manifest) -> int:
     """Bytes of all weights, and of the state that is kept to refine them."""
-    pairs = zip(manifest.tensors, manifest.codecs, strict=True)
-    return sum(t.spec.nbytes + state_nbytes(t.spec, codec) for t, codec in pairs)
+    return sum(need.nbytes for need in _needs(manifest))
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """What a tensor takes on a device: weights and state as long as it is there, and a turn's bytes for a moment."""
+
+    nbytes: int
+    turn_bytes: int
+
+
+def _need(manifest: Manifest, tensor: int) -> _Need:
+    spec, codec = manifest.tensors[tensor].spec, manifest.codecs[tensor]
+    return _Need(spec.nbytes + state_nbytes(spec, codec), turn_nbytes(spec, codec))
+
+
+def _needs(manifest: Manifest) -> list[_Need]:
+    return [_need(manifest, tensor) for tensor in range(len(manifest.tensors))]
