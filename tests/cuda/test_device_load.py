@@ -300,6 +300,21 @@ def test_tensors_without_room_go_to_the_host(planes: SealedStore, device_bytes: 
     assert device.used_bytes == 0
 
 
+@pytest.mark.fault("no-device-memory")
+def test_tensors_that_fit_one_by_one_are_not_there_together(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All are opened with the one batch; `raw` takes no turn, so each alone would fit."""
+    monkeypatch.setattr(fragment_pipeline, "MIN_BATCH_BYTES", fragment_pipeline.MAX_BATCH_BYTES)
+    sealed, device = sealed_model(model, codec="raw"), LateDevice()
+    largest = max(t.spec.nbytes for t in sealed.manifest.tensors)
+    report = load_file(sealed, tmp_path / "there", device=device, device_bytes=largest)
+    load_file(sealed, tmp_path / "here")
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
+    assert 0 < report.spilled < len(model)
+    assert device.peak_bytes <= largest
+
+
 def test_what_a_device_cannot_do_is_told_before_anything_is_read(
     model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -230,7 +230,7 @@ DEVICE_LOAD: Final = (
     Guard("pipelines/weights_memory.py", "with self.device.shared():", "if True:", _DEVICE_LOAD + "test_every_step_of_a_load_gives_the_bytes_of_the_host"),
     Guard("pipelines/weights_memory.py", "if nbytes + turn_bytes > self.limit_bytes:", "if False:", _DEVICE_LOAD + "test_a_budget_with_room_for_one_turn_is_kept"),
     Guard("pipelines/turns.py", "max(1, min(threads, room_bytes // turn_bytes)) if turn_bytes else threads", "threads", _DEVICE_LOAD + "test_as_many_threads_decode_as_there_is_room_for"),
-    Guard("pipelines/weights_memory.py", "if sum(self._there.values()) + nbytes > self._room:", "if False:", _DEVICE_LOAD + "test_tensors_without_room_go_to_the_host"),
+    Guard("pipelines/weights_memory.py", "if sum(self._there.values()) + nbytes > self._room:", "if False:", _DEVICE_LOAD + "test_tensors_that_fit_one_by_one_are_not_there_together"),
     Guard("pipelines/weights_memory.py", "            check_device_codec(tensor.spec, codec)", "            pass", _DEVICE_LOAD + "test_what_a_device_cannot_do_is_told_before_anything_is_read"),
     Guard("pipelines/weights_memory.py", "group_nbytes(manifest) if self._opens_frames else 0", "0", _OPENED + "test_groups_keep_to_the_memory_that_was_planned"),
     Guard("pipelines/weights_memory.py", "if self._may_hold(need)]", "]", "cuda/test_codecs_on_a_device.py::test_a_tensor_whose_state_does_not_fit_goes_to_the_host_alone"),
