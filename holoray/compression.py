@@ -24,6 +24,8 @@ _LEAST_SAMPLE_BYTES: Final = 1 << 10
 
 # LZ4 cannot reach more; frames that claim to are refused before memory is reserved for them.
 _LZ4_MAX_RATIO: Final = 255
+MAX_WINDOW_BYTES: Final = 1 << 27
+"""Of a zstd frame that does not keep all of its content in one segment."""
 
 _lz4: Final = pa.Codec(LZ4)
 _local = threading.local()
@@ -38,7 +40,7 @@ def _compressor() -> zstandard.ZstdCompressor:
 
 def _decompressor() -> zstandard.ZstdDecompressor:
     if not hasattr(_local, "decompressor"):
-        _local.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        _local.decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
     decompressor: zstandard.ZstdDecompressor = _local.decompressor
     return decompressor
 

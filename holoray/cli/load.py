@@ -25,6 +25,7 @@ def run_load(
     dequantise: str | None,
     device: str,
     device_bytes: int | None,
+    decompress: str,
 ) -> None:
     """Load to a goal into the file `target`, and show what `holoray load --json` prints."""
     where = open_device(device)  # first: without the device nothing else matters
@@ -46,6 +47,7 @@ def run_load(
             dequantise=dequantise,
             device=where or "cpu",
             device_bytes=device_bytes,
+            decompress=decompress,
         )
     values, stats, notes = asdict(report), sealed.stats(), list(sealed.store.notes())
     skipped, spilled = values.pop("skipped"), values.pop("spilled")

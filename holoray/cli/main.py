@@ -251,6 +251,13 @@ def load(
     device_bytes: Annotated[
         int | None, typer.Option(help="Memory of the device to use at most; default: what is free, less a reserve.")
     ] = None,
+    decompress: Annotated[
+        str,
+        typer.Option(
+            help="Where zstd frames are opened: host; device (by nvCOMP, fragments of raw); or auto, the device where "
+            "nvCOMP is installed. Which is faster was not measured."
+        ),
+    ] = "host",
     dequantise: Annotated[
         str | None,
         typer.Option(help="Quantised layers (GPTQ, AWQ, int8) become weights of this dtype: bf16, f16 or f32."),
@@ -286,6 +293,7 @@ def load(
         dequantise=dequantise,
         device=device,
         device_bytes=device_bytes,
+        decompress=decompress,
     )
 
 

@@ -75,6 +75,10 @@ class DeviceRawAccumulator(RawAccumulator):
         self.write_slot(slot, np.frombuffer(decompressed, np.uint8))
         self._held[slot] = 1
 
+    def accumulate_opened(self, slot: int, raw: Any) -> None:
+        self._device.copy(raw, super().read_slot(slot))
+        self._held[slot] = 1
+
 
 class DevicePlanesAccumulator(PlanesAccumulator):
     """Entropy codes are opened on the host, digits become words on the device."""

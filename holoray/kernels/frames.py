@@ -1,26 +1,28 @@
 """zstd frames of verified payloads to bytes on a device: by the threads of the host, or many at once by nvCOMP.
 
 The way through nvCOMP never ran on a GPU: it was written from the documentation of its version 6.0 and is checked
-beside a stand-in for that. Nothing uses it unasked: nvCOMP decodes a frame by few threads, so it pays for hundreds of
-frames at once if at all, and `make gpu-bench` says from how many.
+beside a stand-in for that. No load uses it unasked: nvCOMP decodes a frame by few threads, so it pays for hundreds of
+frames at once if at all, and `make gpu-bench` says from how many. What loads do with it: ADR 0025.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from holoray.compression import ZSTD, decompress
+from holoray.compression import MAX_WINDOW_BYTES, ZSTD, decompress
 from holoray.errors import DeviceError, FormatError, UsageError
 from holoray.kernels import xp
 from holoray.kernels.device import Device
 
 HOST: Final = "host"
 NVCOMP: Final = "nvcomp"
+DEVICE: Final = "device"
+AUTO: Final = "auto"
 _ALIGNMENT: Final = 16
 """Multiples that nvCOMP takes for every algorithm."""
 _BLOCK_HEADER: Final = 3
@@ -32,6 +34,52 @@ class QueuedDevice(Device, Protocol):
 
     @property
     def stream_address(self) -> int: ...
+
+
+@runtime_checkable
+class FrameTaker(Protocol):
+    """An accumulator whose fragments are whole zstd frames that may be opened on its device."""
+
+    def accumulate_opened(self, slot: int, raw: Any) -> None:
+        """Queue what adds a slot whose raw bytes are uint8 on the device; needs no memory there."""
+
+
+def opens_on_device(decompress: str, device: Device | None) -> bool:
+    """Whether a load onto `device` opens frames there: `decompress` is "host", "device" or "auto".
+
+    "auto" takes the device where nvCOMP is installed; that this is faster was never measured. Raises UsageError for
+    another word or "device" without a device, DeviceError where that lacks nvCOMP.
+    """
+    if decompress not in (HOST, DEVICE, AUTO):
+        raise UsageError(f"nothing decompresses on {decompress!r}", hint=f"choose {HOST}, {DEVICE} or {AUTO}")
+    if decompress == HOST or (decompress == AUTO and device is None):
+        return False
+    if device is None:
+        raise UsageError("there is no device to decompress on", hint="name one (--device cuda), or leave this out")
+    try:
+        xp.nvcomp()
+    except DeviceError:
+        if decompress == DEVICE:
+            raise
+        return False
+    return True
+
+
+def is_plain(frame: Any) -> bool:
+    """Whether a decoder without options opens the frame as the host's does: there is nothing that only that looks at.
+
+    These are a checksum, a dictionary, and a window beyond what the host allows.
+    """
+    try:
+        found = zstandard.get_frame_parameters(frame)
+    except zstandard.ZstdError:
+        return False
+    return not found.has_checksum and not found.dict_id and found.window_size <= MAX_WINDOW_BYTES
+
+
+def frame_nbytes(stored_bytes: int, raw_bytes: int) -> int:
+    """Bytes of a device that a frame takes while it is opened, without nvCOMP's own."""
+    return sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in (stored_bytes, raw_bytes))
 
 
 def open_frames(device: Device, frames: Sequence[Any], raw_bytes: Sequence[int], *, where: str = HOST) -> list[Any]:

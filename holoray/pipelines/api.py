@@ -11,6 +11,7 @@ from holoray.compression import ZSTD
 from holoray.errors import QualityError
 from holoray.kernels.device import Device
 from holoray.kernels.devices import CPU, open_device
+from holoray.kernels.frames import HOST
 from holoray.manifest import Manifest
 from holoray.pipelines.encode import EncodeReport, OnTensor
 from holoray.pipelines.encode import encode as encode_with_policy
@@ -119,11 +120,13 @@ def load_file(
     dequantise: str | None = None,
     device: str | Device = CPU,
     device_bytes: int | None = None,
+    decompress: str = HOST,
 ) -> LoadReport:
     """Load to a target straight into a safetensors file; neither the store nor the model need fit into memory.
 
     `dequantise` ("bf16", "f16", "f32"): each quantised layer becomes one weight of this dtype. `device`: where weights
-    are decoded ("cpu", "cuda", "cuda:N"), within `device_bytes`; the file is the same.
+    are decoded ("cpu", "cuda", "cuda:N"), within `device_bytes`; the file is the same. `decompress` as for
+    `SealedStore.load`.
     """
     start = time.perf_counter()
     target = target or Target()
@@ -138,6 +141,7 @@ def load_file(
         dequantise=dequantise,
         device=open_device(device) if isinstance(device, str) else device,
         device_bytes=device_bytes,
+        decompress=decompress,
     )
     quality = progress.quality
     return LoadReport(

@@ -31,6 +31,7 @@ from holoray.kernels.scratch import Scratch
 from holoray.manifest import Manifest
 from holoray.pipelines.budget import ByteBudget
 from holoray.pipelines.fetch import fetch
+from holoray.pipelines.frame_groups import FrameOpener, Member, NamedError, groups
 from holoray.pipelines.meter import Laps, Meter, Tally
 from holoray.pipelines.plan import Unit, batches
 from holoray.pipelines.source_pool import SourcePool
@@ -62,8 +63,9 @@ class FragmentPipeline:
 
     `strict` checks sha256 besides xxh3_64; `finalize=False` leaves tensors as accumulated. Errors stop the run: the
     first one is raised once all threads are idle. With `skip_corrupted` a damaged fragment is no error: units go on
-    without it, and without what requires it. `device`: where the destination's accumulators work, if not on the host.
-    `cores`: how many are to be kept busy (default: all).
+    without it, and without what requires it. `device`: where the destination's accumulators work, if not on the host;
+    with `opens_frames` zstd frames are opened there where accumulators take that. `cores`: how many are to be kept busy
+    (default: all).
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class FragmentPipeline:
         finalize: bool = True,
         skip_corrupted: bool = False,
         device: Device | None = None,
+        opens_frames: bool = False,
     ) -> None:
         self._store = store
         self._manifest = manifest
@@ -85,6 +88,7 @@ class FragmentPipeline:
         self._finalize = finalize
         self._skip_corrupted = skip_corrupted
         self._device = device
+        self._opener = FrameOpener(device) if device is not None and opens_frames else None
         self.threads = (cores or len(os.sched_getaffinity(0))) + (0 if device is None else _DEVICE_WAITERS)
         self.budget = ByteBudget(budget_bytes)
         self.meter = meter or Meter()
@@ -132,20 +136,19 @@ class FragmentPipeline:
                 self._stream(),
             ):
                 laps.start()
-                for unit, accumulator in zip(batch, opened, strict=True):
-                    own, payloads = payloads[: len(unit.fragments)], payloads[len(unit.fragments) :]
-                    intact, own = _intact(unit, own)
-                    if intact.fragments:
-                        self._decode(intact, own, accumulator, scratch, tensors.turns, tally, laps)
-                    else:
-                        accumulator.discard(unit.slot)
-                    done += 1
-                    with self._range("finalize"):
-                        tensors.done(unit.tensor)
-                    laps.lap("finalize")
-                    if on_unit is not None and intact.fragments:
-                        on_unit(intact)
-                        laps.start()
+                for group in groups(_members(batch, opened, payloads), on_device=self._opener is not None):
+                    added: list[Member] = []
+                    try:
+                        self._add(group, added, scratch, tensors.turns, tally, laps)
+                    finally:  # of a group that failed some may be in: what is there is counted
+                        for member in added:
+                            done += 1
+                            with self._range("finalize"):
+                                tensors.done(member.unit.tensor)
+                            laps.lap("finalize")
+                            if on_unit is not None and member.unit.fragments:
+                                on_unit(member.unit)
+                                laps.start()
         except BaseException:
             for unit, accumulator in zip(batch[done:], opened[done:], strict=True):
                 accumulator.discard(unit.slot)
@@ -184,25 +187,39 @@ class FragmentPipeline:
                 raise wrong[min(wrong)]
             yield [None if member in wrong else view for member, view in enumerate(views)]
 
-    def _decode(
-        self,
-        unit: Unit,
-        payloads: Sequence[memoryview],
-        accumulator: Accumulator,
-        scratch: Scratch,
-        turns: Turns,
-        tally: Tally,
-        laps: Laps,
+    def _add(
+        self, group: Sequence[Member], added: list[Member], scratch: Scratch, turns: Turns, tally: Tally, laps: Laps
     ) -> None:
+        """Accumulate a group, whose members go to `added` as soon as they are in."""
+        if self._opener is not None and self._opener.takes(group[0]):
+            try:
+                with self._range("decompress"):
+                    self._opener.add(group, added, turns)
+            except NamedError as error:
+                with self._located(error.member.unit, tally):
+                    raise error.fault from None
+            finally:
+                for member in added:
+                    _count(tally, member)
+                laps.lap("accumulate")
+            return
+        for member in group:
+            if member.unit.fragments:
+                self._decode(member, scratch, turns, tally, laps)
+            else:
+                member.accumulator.discard(member.unit.slot)
+            added.append(member)
+
+    def _decode(self, member: Member, scratch: Scratch, turns: Turns, tally: Tally, laps: Laps) -> None:
+        unit, accumulator = member.unit, member.accumulator
         with self._located(unit, tally):
             with self._range("decompress"):
-                raw = accumulator.decompress(unit.fragments, payloads, scratch)
+                raw = accumulator.decompress(unit.fragments, member.payloads, scratch)
             laps.lap("decompress")
             with self._range("accumulate"):
                 turns.take(lambda: self._accumulate(accumulator, unit.slot, raw, scratch))
             laps.lap("accumulate")
-        tally.count("applied", len(unit.fragments), unit.stored_bytes)
-        tally.decoded_bytes += accumulator.slot_nbytes(unit.slot)
+        _count(tally, member)
 
     def _accumulate(self, accumulator: Accumulator, slot: int, raw: Any, scratch: Scratch) -> None:
         accumulator.accumulate(slot, raw, scratch)
@@ -261,6 +278,19 @@ class _OpenTensors:
         if self._finalize:
             self.turns.take(accumulator.finalize)
         self._destination.close(tensor)
+
+
+def _count(tally: Tally, member: Member) -> None:
+    tally.count("applied", len(member.unit.fragments), member.unit.stored_bytes)
+    tally.decoded_bytes += member.accumulator.slot_nbytes(member.unit.slot)
+
+
+def _members(
+    batch: Sequence[Unit], accumulators: Sequence[Accumulator], payloads: Sequence[memoryview | None]
+) -> Iterator[Member]:
+    for unit, accumulator in zip(batch, accumulators, strict=True):
+        own, payloads = payloads[: len(unit.fragments)], payloads[len(unit.fragments) :]
+        yield Member(*_intact(unit, own), accumulator)
 
 
 def _intact(unit: Unit, payloads: Sequence[memoryview | None]) -> tuple[Unit, list[memoryview]]:

@@ -10,6 +10,7 @@ from typing import Any
 from holoray.formats.safetensors import SafetensorsWriter
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.device import Device
+from holoray.kernels.frames import HOST, opens_on_device
 from holoray.kernels.memory import zeros
 from holoray.manifest import Manifest
 from holoray.pipelines.curve import Key
@@ -21,7 +22,7 @@ from holoray.pipelines.meter import Meter
 from holoray.pipelines.plan import Target, Unit, check_mandatory, check_quality_reached, select, units
 from holoray.pipelines.source_pool import SourcePool
 from holoray.pipelines.verify import check_sizes
-from holoray.pipelines.weights_memory import DeviceMemory, HostMemory, SpillingMemory, WeightsMemory, check_room
+from holoray.pipelines.weights_memory import DeviceWeights, HostMemory, SpillingMemory, WeightsMemory, check_room
 from holoray.quality import Quality
 from holoray.stores.base import Store
 from holoray.tensor import Array
@@ -35,6 +36,7 @@ class Loader:
 
     With `device` they are arrays of that device, which together with all work in flight takes `device_bytes` at most
     (default: what is free now, less a reserve). When it lacks memory on the way, fewer threads decode at a time.
+    `decompress`: where zstd frames are opened, see `opens_on_device`.
     """
 
     def __init__(
@@ -47,12 +49,16 @@ class Loader:
         policy: FaultPolicy | None = None,
         device: Device | None = None,
         device_bytes: int | None = None,
+        decompress: str = HOST,
     ) -> None:
         self._store = store
         self._manifest = manifest
         self._policy = policy or FaultPolicy()
-        self._memory: WeightsMemory = HostMemory() if device is None else DeviceMemory(device, device_bytes)
-        self._pipeline = _pipeline(store, manifest, strict, meter, self._policy, device)
+        opens_frames = opens_on_device(decompress, device)
+        self._memory: WeightsMemory = (
+            HostMemory() if device is None else DeviceWeights(device, device_bytes, opens_frames=opens_frames)
+        )
+        self._pipeline = _pipeline(store, manifest, strict, meter, self._policy, device, opens_frames)
         self._progress = Progress(manifest)
         self._accumulators: list[Accumulator] = []
 
@@ -180,19 +186,25 @@ def load_to_file(
     dequantise: str | None = None,
     device: Device | None = None,
     device_bytes: int | None = None,
+    decompress: str = HOST,
 ) -> Progress:
     """Load to a target straight into a safetensors file (whole or not at all); tensors left out are zeros.
 
     `dequantise`: quantised layers become one weight each in this dtype, as `Dequantised` says. With `device` tensors
-    are decoded there, within `device_bytes`; those that do not fit, on the host.
+    are decoded there, within `device_bytes`; those that do not fit, on the host. `decompress`: see `opens_on_device`.
     """
     policy = policy or FaultPolicy()
+    opens_frames = opens_on_device(decompress, device)
     outlet = _outlet(manifest, dequantise, policy)
     keys = select(manifest, target, skip_lost=policy.skip_corrupted)
     _check_store(store, manifest, policy)
     progress = Progress(manifest)
-    memory = HostMemory(resident=False) if device is None else SpillingMemory(device, device_bytes)
-    pipeline = _pipeline(store, manifest, strict, meter, policy, device)
+    memory = (
+        HostMemory(resident=False)
+        if device is None
+        else SpillingMemory(device, device_bytes, opens_frames=opens_frames)
+    )
+    pipeline = _pipeline(store, manifest, strict, meter, policy, device, opens_frames)
     width = memory.prepare(manifest, pipeline.threads)
     with SafetensorsWriter(path, outlet.specs, outlet.metadata) as writer:
         # Bytes never written read as zeros: the writer allocates the file up front.
@@ -253,10 +265,22 @@ def _check_end(manifest: Manifest, progress: Progress, target: Target, policy: F
 
 
 def _pipeline(
-    store: Store, manifest: Manifest, strict: bool, meter: Meter | None, policy: FaultPolicy, device: Device | None
+    store: Store,
+    manifest: Manifest,
+    strict: bool,
+    meter: Meter | None,
+    policy: FaultPolicy,
+    device: Device | None,
+    opens_frames: bool = False,
 ) -> FragmentPipeline:
     return FragmentPipeline(
-        store, manifest, strict=strict, meter=meter, skip_corrupted=policy.skip_corrupted, device=device
+        store,
+        manifest,
+        strict=strict,
+        meter=meter,
+        skip_corrupted=policy.skip_corrupted,
+        device=device,
+        opens_frames=opens_frames,
     )
 
 

@@ -81,6 +81,7 @@ class SealedStore:
         dequantise: str | None = None,
         device: str | Device = "cpu",
         device_bytes: int | None = None,
+        decompress: str = "host",
     ) -> dict[str, Any]:
         """The weights at a target (default: everything), as fresh arrays by name.
 
@@ -91,6 +92,9 @@ class SealedStore:
         most `device_bytes` (default: what is free, less a reserve). There BF16 is uint16:
         `torch.from_dlpack(array).view(torch.bfloat16)` shares its memory. Raises DeviceError if there is no such
         device, CapacityError if it has no room.
+
+        `decompress`: "host"; "device" for fragments of `raw` that are zstd frames, by nvCOMP (DeviceError where it is
+        missing); "auto" for the device where nvCOMP is installed, which was never measured to be faster.
         """
         target = Target(quality, bytes, None if fragments is None else tuple(fragments))
         if dequantise is not None:
@@ -103,12 +107,14 @@ class SealedStore:
                 )
             parts = (self.store, self.manifest, target, dequantise)
             return load_dequantised(*parts, strict=self.strict, on_fragment=on_fragment, policy=self.policy)
-        loader = self.loader(device=device, device_bytes=device_bytes)
+        loader = self.loader(device=device, device_bytes=device_bytes, decompress=decompress)
         loader.load(target, on_fragment)
         return loader.state_dict()
 
-    def loader(self, *, device: str | Device = "cpu", device_bytes: int | None = None) -> Loader:
-        """A load that can stop at a target and go on from there; `device` as for `load`."""
+    def loader(
+        self, *, device: str | Device = "cpu", device_bytes: int | None = None, decompress: str = "host"
+    ) -> Loader:
+        """A load that can stop at a target and go on from there; `device` and `decompress` as for `load`."""
         from holoray.kernels.devices import open_device
         from holoray.pipelines.loader import Loader  # brings the kernels, a second of imports that reading needs not
 
@@ -119,6 +125,7 @@ class SealedStore:
             policy=self.policy,
             device=open_device(device) if isinstance(device, str) else device,
             device_bytes=device_bytes,
+            decompress=decompress,
         )
 
     def stats(self) -> list[SourceStats]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from holoray.errors import CapacityError, UsageError
@@ -13,6 +14,7 @@ from holoray.kernels.device_accumulators import device_dtype, turn_nbytes
 from holoray.kernels.memory import zeros
 from holoray.kernels.registry import check_device_codec, make_accumulator, make_device_accumulator, state_nbytes
 from holoray.manifest import Manifest
+from holoray.pipelines.frame_groups import group_nbytes
 from holoray.pipelines.turns import turns_within
 from holoray.tensor import Array
 
@@ -61,16 +63,18 @@ class HostMemory:
         return accumulator.out
 
 
-class DeviceMemory:
+class DeviceWeights:
     """Arrays of a device (uint16 for BF16, see `device_dtype`): all weights, and what decoding takes for a moment.
 
-    Together at most `limit_bytes`, by default what is free when it is made, less a reserve.
+    Together at most `limit_bytes`, by default what is free when it is made, less a reserve. `opens_frames`: zstd frames
+    are opened there, too.
     """
 
-    def __init__(self, device: Device, limit_bytes: int | None = None) -> None:
+    def __init__(self, device: Device, limit_bytes: int | None = None, *, opens_frames: bool = False) -> None:
         if limit_bytes is not None and limit_bytes <= 0:
             raise UsageError(f"{limit_bytes} bytes of a device", hint="leave it out to use what is free")
         self.device = device
+        self._opens_frames = opens_frames
         self.limit_bytes = max(device.free_bytes() - RESERVE_BYTES, 0) if limit_bytes is None else limit_bytes
 
     def prepare(self, manifest: Manifest, threads: int) -> int:
@@ -93,19 +97,25 @@ class DeviceMemory:
         return self.device.download(accumulator.out).view(accumulator.spec.numpy_dtype)
 
     def _turn_nbytes(self, manifest: Manifest) -> int:
-        pairs = [(t.spec, codec) for t, codec in zip(manifest.tensors, manifest.codecs, strict=True)]
-        for spec, codec in pairs:
-            check_device_codec(spec, codec)
-        return max((turn_nbytes(spec, codec) for spec, codec in pairs), default=0)
+        for tensor, codec in zip(manifest.tensors, manifest.codecs, strict=True):
+            check_device_codec(tensor.spec, codec)
+        group_bytes = group_nbytes(manifest) if self._opens_frames else 0
+        needs = [need for need in _needs(manifest) if self._may_hold(need)]
+        return max((group_bytes, *(need.turn_bytes for need in needs)))
+
+    def _may_hold(self, need: _Need) -> bool:
+        """Whether a tensor is to be made on the device at all."""
+        return True
 
 
-class SpillingMemory(DeviceMemory):
+class SpillingMemory(DeviceWeights):
     """For a load that lets go of each tensor when it is done: a tensor for which the device has no room goes to the
-    host. The weights are the same, and neither has to hold the model. At most half of the bytes are for decoding.
+    host. The weights are the same, and neither has to hold the model. At most half of the bytes are for decoding,
+    unless one turn takes more; a tensor that would not fit even alone, with its state and a turn, claims none.
     """
 
-    def __init__(self, device: Device, limit_bytes: int | None = None) -> None:
-        super().__init__(device, limit_bytes)
+    def __init__(self, device: Device, limit_bytes: int | None = None, *, opens_frames: bool = False) -> None:
+        super().__init__(device, limit_bytes, opens_frames=opens_frames)
         self.spilled: list[str] = []
         """Tensors that went to the host."""
         self._host = HostMemory(resident=False)
@@ -120,15 +130,18 @@ class SpillingMemory(DeviceMemory):
         return width
 
     def accumulator(self, manifest: Manifest, tensor: int) -> Accumulator:
+        need = _need(manifest, tensor)
         spec = manifest.tensors[tensor].spec
-        nbytes = spec.nbytes + state_nbytes(spec, manifest.codecs[tensor])
-        if self._reserve(spec.name, nbytes):
+        if self._may_hold(need) and self._reserve(spec.name, need.nbytes):
             try:
                 return super().accumulator(manifest, tensor)
             except CapacityError:  # others use the device, too
                 self._release(spec.name)
         self.spilled.append(spec.name)
         return self._host.accumulator(manifest, tensor)
+
+    def _may_hold(self, need: _Need) -> bool:
+        return need.nbytes + need.turn_bytes <= self.limit_bytes
 
     def take(self, accumulator: Accumulator) -> Array:
         if accumulator.spec.name not in self._there:
@@ -161,5 +174,21 @@ def check_room(nbytes: int) -> None:
 
 def resident_nbytes(manifest: Manifest) -> int:
     """Bytes of all weights, and of the state that is kept to refine them."""
-    pairs = zip(manifest.tensors, manifest.codecs, strict=True)
-    return sum(t.spec.nbytes + state_nbytes(t.spec, codec) for t, codec in pairs)
+    return sum(need.nbytes for need in _needs(manifest))
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """What a tensor takes on a device: weights and state as long as it is there, and a turn's bytes for a moment."""
+
+    nbytes: int
+    turn_bytes: int
+
+
+def _need(manifest: Manifest, tensor: int) -> _Need:
+    spec, codec = manifest.tensors[tensor].spec, manifest.codecs[tensor]
+    return _Need(spec.nbytes + state_nbytes(spec, codec), turn_nbytes(spec, codec))
+
+
+def _needs(manifest: Manifest) -> list[_Need]:
+    return [_need(manifest, tensor) for tensor in range(len(manifest.tensors))]

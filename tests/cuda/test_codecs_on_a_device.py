@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 
 import holoray
+from holoray.errors import CapacityError
 from holoray.kernels.device import Device
+from holoray.kernels.device_accumulators import turn_nbytes
+from holoray.pipelines.api import load_file
 
 
 @pytest.mark.parametrize(
@@ -48,3 +52,23 @@ def test_a_load(codec: str, options: dict[str, Any], tolerance: float, device: D
             assert np.abs(apart).max() <= 1
         else:
             assert got.tobytes() == host[name].tobytes()
+
+
+@pytest.mark.fault("no-device-memory")
+def test_a_tensor_whose_state_does_not_fit_goes_to_the_host_alone(device: Device, tmp_path: Path) -> None:
+    """Room for the small ones: weights, state, and what their transform takes. `projection` is equal bit for bit."""
+    rng = np.random.default_rng(1)
+    model = {f"small.{n}": rng.standard_normal((64, 70)).astype(np.float32) for n in range(3)}
+    model["large"] = rng.standard_normal((200, 300)).astype(np.float32)
+    store = holoray.MemoryStore()
+    holoray.encode(model, store, codec="projection")
+    sealed = holoray.open(store)
+    entry, codec = sealed.entry("large"), sealed.manifest.codecs[sealed.manifest.by_name["large"]]
+    room = turn_nbytes(entry.spec, codec) - 1  # without it nothing is left for the others
+    report = load_file(sealed, tmp_path / "there", device=device, device_bytes=room)
+    assert report.spilled == 1
+    load_file(sealed, tmp_path / "here")
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
+    with pytest.raises(CapacityError, match="decoding takes") as caught:
+        sealed.load(device=device, device_bytes=room)
+    assert "to a file" in caught.value.hint

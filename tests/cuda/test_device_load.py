@@ -30,7 +30,7 @@ from holoray.pipelines.loader import Loader
 from holoray.pipelines.plan import Target
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.pipelines.tensor_codec import TensorDecoder, encode_tensor
-from holoray.pipelines.weights_memory import RESERVE_BYTES, DeviceMemory, SpillingMemory, resident_nbytes
+from holoray.pipelines.weights_memory import RESERVE_BYTES, DeviceWeights, SpillingMemory, resident_nbytes
 from holoray.stores import MemoryStore
 from holoray.tensor import Array, as_bytes
 
@@ -158,10 +158,10 @@ def test_as_many_threads_decode_as_there_is_room_for(planes: SealedStore) -> Non
     pairs = zip(planes.manifest.tensors, planes.manifest.codecs, strict=True)
     turn, final = max(turn_nbytes(t.spec, c) for t, c in pairs), resident_nbytes(planes.manifest)
     for room, width in ((turn, 1), (2 * turn - 1, 1), (3 * turn, 3), (99 * turn, 8)):
-        assert DeviceMemory(LateDevice(), final + room).prepare(planes.manifest, 8) == width
+        assert DeviceWeights(LateDevice(), final + room).prepare(planes.manifest, 8) == width
         assert SpillingMemory(LateDevice(), 2 * room).prepare(planes.manifest, 8) == width
     free = LateDevice(limit_bytes=2 * RESERVE_BYTES)
-    assert DeviceMemory(free).limit_bytes == RESERVE_BYTES
+    assert DeviceWeights(free).limit_bytes == RESERVE_BYTES
 
 
 def lacking(attempts: int) -> Callable[[int], bool]:
@@ -298,6 +298,21 @@ def test_tensors_without_room_go_to_the_host(planes: SealedStore, device_bytes: 
     assert report.spilled > 0
     assert device.peak_bytes <= device_bytes
     assert device.used_bytes == 0
+
+
+@pytest.mark.fault("no-device-memory")
+def test_tensors_that_fit_one_by_one_are_not_there_together(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All are opened with the one batch; `raw` takes no turn, so each alone would fit."""
+    monkeypatch.setattr(fragment_pipeline, "MIN_BATCH_BYTES", fragment_pipeline.MAX_BATCH_BYTES)
+    sealed, device = sealed_model(model, codec="raw"), LateDevice()
+    largest = max(t.spec.nbytes for t in sealed.manifest.tensors)
+    report = load_file(sealed, tmp_path / "there", device=device, device_bytes=largest)
+    load_file(sealed, tmp_path / "here")
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
+    assert 0 < report.spilled < len(model)
+    assert device.peak_bytes <= largest
 
 
 def test_what_a_device_cannot_do_is_told_before_anything_is_read(

@@ -36,6 +36,7 @@ _HTTP = "stores/test_hostile_http.py::"
 _POOL = "pipelines/test_source_pool.py::"
 _STATE = "actors/test_state.py::"
 _DEVICE_LOAD = "cuda/test_device_load.py::"
+_OPENED = "cuda/test_device_frames.py::"
 
 INTEGRITY: Final = (
     Guard("integrity.py", "if size != entry.stored_bytes:", "if False:", _LOAD + "test_a_short_payload_is_told_as_one"),
@@ -229,8 +230,16 @@ DEVICE_LOAD: Final = (
     Guard("pipelines/weights_memory.py", "with self.device.shared():", "if True:", _DEVICE_LOAD + "test_every_step_of_a_load_gives_the_bytes_of_the_host"),
     Guard("pipelines/weights_memory.py", "if nbytes + turn_bytes > self.limit_bytes:", "if False:", _DEVICE_LOAD + "test_a_budget_with_room_for_one_turn_is_kept"),
     Guard("pipelines/turns.py", "max(1, min(threads, room_bytes // turn_bytes)) if turn_bytes else threads", "threads", _DEVICE_LOAD + "test_as_many_threads_decode_as_there_is_room_for"),
-    Guard("pipelines/weights_memory.py", "if sum(self._there.values()) + nbytes > self._room:", "if False:", _DEVICE_LOAD + "test_tensors_without_room_go_to_the_host"),
-    Guard("pipelines/weights_memory.py", "            check_device_codec(spec, codec)", "            pass", _DEVICE_LOAD + "test_what_a_device_cannot_do_is_told_before_anything_is_read"),
+    Guard("pipelines/weights_memory.py", "if sum(self._there.values()) + nbytes > self._room:", "if False:", _DEVICE_LOAD + "test_tensors_that_fit_one_by_one_are_not_there_together"),
+    Guard("pipelines/weights_memory.py", "            check_device_codec(tensor.spec, codec)", "            pass", _DEVICE_LOAD + "test_what_a_device_cannot_do_is_told_before_anything_is_read"),
+    Guard("pipelines/weights_memory.py", "group_nbytes(manifest) if self._opens_frames else 0", "0", _OPENED + "test_groups_keep_to_the_memory_that_was_planned"),
+    Guard("pipelines/weights_memory.py", "if self._may_hold(need)]", "]", "cuda/test_codecs_on_a_device.py::test_a_tensor_whose_state_does_not_fit_goes_to_the_host_alone"),
+    Guard("pipelines/frame_groups.py", " + member.nbytes > GROUP_BYTES", " < 0", _OPENED + "test_groups_keep_to_the_memory_that_was_planned"),
+    Guard("pipelines/frame_groups.py", "            _name(group)", "            pass", _OPENED + "test_bad_frames_are_the_errors_of_the_host"),
+    Guard("pipelines/frame_groups.py", "                self._device.synchronize()\n", "", _OPENED + "test_a_fragment_that_is_reported_is_there"),
+    Guard("pipelines/frame_groups.py", "added.append(left.pop(0))", "added.append(member)", _OPENED + "test_a_group_without_memory_is_opened_again_and_what_was_told_is_there"),
+    Guard("pipelines/frame_groups.py", "            and is_plain(member.payloads[0])\n", "", _OPENED + "test_frames_with_what_only_the_host_looks_at_stay_there"),
+    Guard("kernels/frames.py", "return not found.has_checksum and", "return", _OPENED + "test_frames_with_what_only_the_host_looks_at_stay_there"),
     Guard("pipelines/turns.py", "error.with_traceback(None)", "error", "pipelines/test_turns.py::test_a_failed_attempt_holds_nothing_while_it_waits"),
     Guard("kernels/planes_decode.py", "self.waiting[slot] = waiting\n", "pass\n", _DEVICE_LOAD + "test_layers_that_wait_for_others_wait_on_without_memory"),
     Guard("kernels/planes_decode.py", "self._restore(weights, before)", "pass", _DEVICE_LOAD + "test_a_run_is_put_back_when_its_verdict_cannot_be_had"),
