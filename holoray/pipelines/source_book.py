@@ -115,13 +115,16 @@ class SourceBook:
         """A source to ask for the first of `nbytes` (`least` or more); or None, and when to ask again.
 
         (None, -inf) means that no source is left. The best of those that may be asked, whoever that is: if it is
-        busy, waiting for it is better than asking one that would be done later.
+        busy, waiting for it is better than asking one that would be done later. What failed before (`retry`) is not for
+        trying out who failed: it goes to somebody else, of whatever priority, if there is anybody.
         """
         left = [i for i, source in enumerate(self.sources) if i not in avoid and not self.is_quarantined(source)]
         if not left:
             return None, -math.inf
         if retry and not self._may_retry(now):
             return None, now + 1.0 - self._retries
+        if retry:
+            left = [i for i in left if not self.sources[i].failures] or left
         usable = [i for i in left if self._is_usable(self.sources[i], now)]
         if not usable:
             return None, min(self._usable_at(self.sources[i], now) for i in left)
@@ -161,7 +164,9 @@ class SourceBook:
         return int(min(max(fitting, policy.min_request_bytes), policy.max_request_bytes, self._share))
 
     def _best(self, usable: Sequence[int], nbytes: int, now: float) -> int:
-        first = min(self.sources[i].priority for i in usable)
+        """By priority, then by cost; whoever may be stalled keeps nothing from those of a lower priority."""
+        steady = [i for i in usable if not self._may_be_stalled(self.sources[i], now)] or usable
+        first = min(self.sources[i].priority for i in steady)
         return min(
             (i for i in usable if self.sources[i].priority == first),
             key=lambda i: (self._cost(i, nbytes, now), self.sources[i].in_flight),
@@ -195,8 +200,15 @@ class SourceBook:
         """Whether it may be asked: one request at a time where its speed is unknown or its breaker is half-open."""
         if now < source.ready_at:
             return False
-        careful = source.slowness is None or source.failures >= self.policy.breaker_failures
+        careful = source.slowness is None or self._is_tripped(source)
         return not (careful and source.in_flight)
+
+    def _may_be_stalled(self, source: Source, now: float) -> bool:
+        """Whether it owes an answer that is overdue, or any after it failed."""
+        return bool(source.flying) and (source.failures > 0 or source.overdue_s(now) > 0)
+
+    def _is_tripped(self, source: Source) -> bool:
+        return source.failures >= self.policy.breaker_failures
 
     def _usable_at(self, source: Source, now: float) -> float:
         return source.ready_at if source.ready_at > now else NEWS
@@ -325,7 +337,7 @@ class SourceBook:
         """`healthy`, `suspect` (gave wrong bytes), `waiting` (after a failure), `open` (breaker) or `quarantined`."""
         if self.is_quarantined(source):
             return "quarantined"
-        if source.failures >= self.policy.breaker_failures:
+        if self._is_tripped(source):
             return "open"
         if source.ready_at > now:
             return "waiting"
