@@ -118,6 +118,8 @@ def test_who_never_answers_does_not_keep_a_range_from_those_of_a_lower_priority(
     assert sources.choose(100.0, MIB, (), retry=True)[0] == 2
     assert sources.choose(100.0, MIB, (), retry=False)[0] == 0  # or nobody would learn that it is back
     assert sources.choose(100.0, MIB, (2,), retry=True)[0] == 0
+    sources.failed(100.0, sources.begin(100.0, 2, MIB), SourceError("x"))
+    assert sources.choose(200.0, MIB, (), retry=True)[0] == 2  # if all failed, who failed least
 
 
 @pytest.mark.fault("slow-source")
@@ -235,7 +237,7 @@ def _run(seed: int) -> None:
 
 
 def test_schedules() -> None:
-    for seed in (*range(100), 1595):  # in the last one, two that never answer come first
+    for seed in (*range(100), 1595, 9728):  # in the last two, others that never answer come first
         _run(seed)
 
 
