@@ -116,7 +116,7 @@ class SourceBook:
 
         (None, -inf) means that no source is left. The best of those that may be asked, whoever that is: if it is
         busy, waiting for it is better than asking one that would be done later. What failed before (`retry`) is not for
-        trying out who failed: it goes to whoever failed least since an answer, of whatever priority.
+        trying out who failed: it goes to whoever failed least since an answer, of whatever priority, and owes none.
         """
         left = [i for i, source in enumerate(self.sources) if i not in avoid and not self.is_quarantined(source)]
         if not left:
@@ -124,6 +124,7 @@ class SourceBook:
         if retry and not self._may_retry(now):
             return None, now + 1.0 - self._retries
         if retry:
+            left = [i for i in left if not self._may_be_stalled(self.sources[i], now)] or left
             fewest = min(self.sources[i].failures for i in left)
             left = [i for i in left if self.sources[i].failures == fewest]
         usable = [i for i in left if self._is_usable(self.sources[i], now)]
