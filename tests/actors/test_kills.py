@@ -37,9 +37,7 @@ PATIENCE_S = 120.0
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_kill_worker_timeout_milliseconds", "600000")  # a stopped process is for holoray to end
-        session = remote.connect(None, 4)
+    session = remote.connect(None, 4)
     yield
     session.close()
 
