@@ -43,7 +43,7 @@ $(FRESH): $(STAMP) $(wildcard holoray/kernels/*.py)
 	@touch $@
 
 test: $(FRESH) ## Run the tests (all but the slow ones and those that need a GPU)
-	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
 
 lint: $(STAMP) ## Check style, format and types
 	$(BIN)/ruff check .

@@ -55,6 +55,13 @@ def device(request: pytest.FixtureRequest) -> Device:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _skip_without_prometheus(items)
+    # Files are given to processes in this order: no process is to begin a long one when the others are about to end.
+    long = {item.path for item in items if item.get_closest_marker("timeout")}
+    items.sort(key=lambda item: item.path not in long)
+
+
+def _skip_without_prometheus(items: list[pytest.Item]) -> None:
     """Skip what asks Prometheus itself where it is not installed; `-ra` lists each with this reason."""
     missing = [name for name in ("promtool", "prometheus") if shutil.which(name) is None]
     if missing:

@@ -92,6 +92,8 @@ class Crew:
         self._reign = 1
         self._heard = False
         """Whether the coordinator has answered yet."""
+        self._beats: dict[Any, str] = {}
+        """Answers to the last roll call, with the names of the workers."""
         self._fill()
         self._coordinator: Any = start_coordinator(1, [], {})
         self._listen()
@@ -143,10 +145,13 @@ class Crew:
 
     def _step(self) -> None:
         hellos = {seat.hello: name for name, seat in self._seats.items() if seat.pending}
-        ready, _ = ray.wait([self._dismissals, *hellos], num_returns=1, timeout=_LOOK_S, fetch_local=False)
+        awaited = [self._dismissals, *hellos, *self._beats]
+        ready, _ = ray.wait(awaited, num_returns=1, timeout=_LOOK_S, fetch_local=False)
         for reference in ready:
             if reference in hellos:
                 self._welcome(hellos[reference])
+            if reference in self._beats:
+                self._hear_beat(reference)
         with self._succeeding():
             if self._dismissals in ready:
                 for dismissal in ray.get(self._dismissals):
@@ -187,6 +192,7 @@ class Crew:
             self._changed.notify_all()
         self._heard = False
         self._listen()
+        self._call_roll()
 
     # -- workers ------------------------------------------------------------------------------------------------
 
@@ -230,6 +236,17 @@ class Crew:
             return
         seat.member = Member(name, seat.handle, hello.node, hello.pid, not seat.receiver)
         self._coordinator.introduce.remote(seat.member)
+
+    def _call_roll(self) -> None:
+        """Who died with the last coordinator is replaced while the next one is being born."""
+        self._beats = {member.handle.beat.remote(): member.name for member in self.members()}
+
+    def _hear_beat(self, reference: Any) -> None:
+        name = self._beats.pop(reference)
+        try:
+            ray.get(reference)
+        except RayActorError:
+            self._dismiss(name)
 
     def _dismiss(self, name: str, *, silent: bool = False) -> None:
         """Kill what may be left of a worker, and start another, on the same node where that still lives."""
