@@ -79,13 +79,20 @@ class Names:
         return list(DIRECTORY.glob(self.lock("w[0-9]*").name))
 
 
-def hold_lock(path: Path) -> int:
-    """Create and lock a file; returns the descriptor, whose closing (or our death) releases the lock."""
+def hold_lock(path: Path, *, wait: bool = True) -> int:
+    """Create and lock a file; returns the descriptor, whose closing (or our death) releases the lock.
+
+    Without `wait` raises BlockingIOError if somebody else has it.
+    """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file).st_nlink:
-            return file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file).st_nlink:
+                return file
+        except BaseException:
+            os.close(file)
+            raise
         os.close(file)  # swept between our open and our lock
 
 
@@ -140,9 +147,9 @@ def await_end(job: str, timeout_s: float = 5.0) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock inside."""
-    file = hold_lock(path)
+    file = hold_lock(path, wait=wait)
     try:
         yield
     finally:
@@ -175,11 +182,15 @@ def sweep() -> list[str]:
 
 
 def _remove_if_dead(job: str) -> bool:
-    with locked(Names(job, "").guard):
-        files = list(DIRECTORY.glob(f"holoray-{job}-*"))
-        if any_held(path for path in files if path.name.endswith(_LOCK) and path != Names(job, "").guard):
-            return False
-        _unlink(files)
+    guard = Names(job, "").guard
+    try:
+        with locked(guard, wait=False):
+            files = list(DIRECTORY.glob(f"holoray-{job}-*"))
+            if any_held(path for path in files if path.name.endswith(_LOCK) and path != guard):
+                return False
+            _unlink(files)
+    except BlockingIOError:  # whoever joins or tidies up lives; it may be stopped, and is no business of ours
+        return False
     return True
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,19 @@ def test_sweep_removes_dead_jobs_and_only_those() -> None:
         os.close(lock)
         remove_job(alive.job)
     assert not list(locks.DIRECTORY.glob(f"holoray-{alive.job}-*"))
+
+
+def test_nobody_waits_for_a_foreign_job_that_is_stopped_while_it_joins() -> None:
+    foreign = Names(new_job(), "n")
+    guard = hold_lock(foreign.guard)
+    with ThreadPoolExecutor(1) as pool:
+        swept = pool.submit(sweep)
+        try:
+            assert foreign.job not in swept.result(timeout=20)
+            assert foreign.guard.exists()
+        finally:
+            os.close(guard)
+    assert foreign.job in sweep()
 
 
 def test_a_node_is_cleared_unless_a_worker_lives_there(names: Names) -> None:
