@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 import ray
@@ -14,6 +15,7 @@ from ray import cloudpickle
 from warming import is_alive, until
 
 from holoray.actors import remote
+from holoray.actors.coordinator import Dismissal
 from holoray.actors.crew import Crew
 from holoray.actors.roster import Policy
 from holoray.actors.worker import Hello, Member
@@ -31,39 +33,79 @@ class IdleWorker:
     def beat(self) -> None: ...
 
 
-class SilentCoordinator:
-    """Lives, answers, and has nobody replaced."""
+class QuietCoordinator:
+    """Lives and answers; has somebody replaced when it is told to."""
+
+    def __init__(self) -> None:
+        self._named: list[Dismissal] = []
 
     def pid(self) -> int:
         return os.getpid()
 
+    def name(self, dismissal: Dismissal) -> None:
+        self._named.append(dismissal)
+
     def introduce(self, member: Member) -> None: ...
 
-    def dismissals(self, timeout_s: float) -> list[Any]:
+    def dismissals(self, timeout_s: float) -> list[Dismissal]:
         time.sleep(timeout_s)
-        return []
+        named, self._named = self._named, []
+        return named
 
 
-def test_who_died_with_the_coordinator_is_replaced_before_the_next_one_asks() -> None:
+@dataclass
+class Ground:
+    crew: Crew
+    first: list[Member]
+    """The first two workers."""
+    ended: list[str]
+    """Whose processes were ended by force, beside what Ray does."""
+
+    def await_workers(self, *names: str) -> None:
+        until(lambda: {member.name for member in self.crew.members()} == set(names), PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[remote.Session]:
     session = remote.connect(None, 2)
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def ground(session: remote.Session) -> Iterator[Ground]:
+    ended: list[str] = []
     crew = Crew(
         session,
         lambda name, *, node, required: ray.remote(IdleWorker).options(num_cpus=0).remote(),
-        lambda member: None,
-        lambda reign, members, fallen: ray.remote(SilentCoordinator).options(num_cpus=0, max_concurrency=4).remote(),
+        lambda member: ended.append(member.name),
+        lambda reign, members, fallen: ray.remote(QuietCoordinator).options(num_cpus=0, max_concurrency=4).remote(),
         home=None,
         workers=lambda: 2,
         policy=Policy(),
     )
     try:
-        first = until(lambda: len(crew.members()) == 2 and crew.members(), PATIENCE_S)
-        coordinator = crew.coordinator
-        os.kill(first[0].pid, signal.SIGKILL)
-        until(lambda: not is_alive(first[0].pid), PATIENCE_S)
-        assert {member.name for member in crew.members()} == {"w0", "w1"}
-        os.kill(ray.get(coordinator.pid.remote()), signal.SIGKILL)
-        crew.await_successor(coordinator)
-        until(lambda: {member.name for member in crew.members()} == {first[1].name, "w2"}, PATIENCE_S)
+        yield Ground(crew, until(lambda: len(crew.members()) == 2 and crew.members(), PATIENCE_S), ended)
     finally:
         crew.close()
-        session.close()
+
+
+def test_who_died_with_the_coordinator_is_replaced_before_the_next_one_asks(ground: Ground) -> None:
+    victim, survivor = ground.first
+    coordinator = ground.crew.coordinator
+    os.kill(victim.pid, signal.SIGKILL)
+    until(lambda: not is_alive(victim.pid), PATIENCE_S)
+    assert ground.crew.members() == ground.first  # it is the coordinator's business to notice
+    os.kill(ray.get(coordinator.pid.remote()), signal.SIGKILL)
+    ground.crew.await_successor(coordinator)
+    ground.await_workers(survivor.name, "w2")
+
+
+@pytest.mark.fault("worker-killed")
+def test_only_who_is_silent_is_ended_by_force(ground: Ground) -> None:
+    ray.get(ground.crew.coordinator.name.remote(Dismissal("w0", silent=False)))
+    ground.await_workers("w1", "w2")
+    assert ground.ended == []
+    ray.get(ground.crew.coordinator.name.remote(Dismissal("w1", silent=True)))
+    ground.await_workers("w2", "w3")
+    assert ground.ended == ["w1"]

@@ -176,6 +176,8 @@ STATE: Final = (
     Guard("actors/state.py", "        if not self.done:\n            self._said", "        if True:\n            self._said", _STATE + "test_it_gives_up_once_and_asks_for_nothing_more"),
     Guard("actors/state.py", "if worker in self._workers or worker in self._lost:", "if worker in self._workers:", _STATE + "test_the_dead_do_not_join_again"),
     Guard("actors/state.py", "self._now - state.heard > self.policy.silence_s", "False", _STATE + "test_a_stopped_worker_is_replaced_though_its_task_may_take_long"),
+    Guard("actors/crew.py", "            if silent:", "            if False:", "actors/test_crew.py::test_only_who_is_silent_is_ended_by_force"),
+    Guard("actors/crew.py", "        self._call_roll()\n", "", "actors/test_crew.py::test_who_died_with_the_coordinator_is_replaced_before_the_next_one_asks"),
     Guard("actors/locks.py", "with locked(guard, wait=False):", "with locked(guard):", "actors/test_locks.py::test_nobody_waits_for_a_foreign_job_that_is_stopped_while_it_joins"),
     Guard("actors/locks.py", "if is_held(path):  # so", "if True:  # so", "actors/test_locks.py::test_who_holds_a_lock_can_be_ended_though_it_is_stopped"),
     Guard("actors/state.py", "if not listened:", "if False:", _STATE + "test_who_slept_does_not_blame_the_others"),
