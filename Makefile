@@ -42,6 +42,8 @@ $(FRESH): $(STAMP) $(wildcard holoray/kernels/*.py)
 	@$(BIN)/python -c 'from holoray.kernels import registry; registry.warm()'
 	@touch $@
 
+# Every core has a process of tests: threads of BLAS beside them would spin for each other's cores.
+test: export OPENBLAS_NUM_THREADS ?= 1
 test: $(FRESH) ## Run the tests (all but the slow ones and those that need a GPU)
 	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
 
