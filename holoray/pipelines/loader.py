@@ -15,6 +15,7 @@ from holoray.kernels.memory import zeros
 from holoray.manifest import Manifest
 from holoray.pipelines.curve import Key
 from holoray.pipelines.dequantise import AsStored, Dequantised, Outlet, TensorSink
+from holoray.pipelines.device_layers import DeviceLayers
 from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.ledger import QualityLedger
@@ -225,18 +226,35 @@ def load_dequantised(
     strict: bool = False,
     on_fragment: OnFragment | None = None,
     policy: FaultPolicy | None = None,
-) -> dict[str, Array]:
-    """Load to a target into memory, quantised layers as weights; no more than a few layers are there in both forms."""
+    device: Device | None = None,
+    device_bytes: int | None = None,
+    decompress: str = HOST,
+) -> dict[str, Any]:
+    """Load to a target into memory, quantised layers as weights; no more than a few layers are there in both forms.
+
+    With `device` these are arrays of that device, made there within `device_bytes`, and the layers that are there in
+    both forms take no more than the largest one.
+    """
     policy = policy or FaultPolicy()
-    outlet = _outlet(manifest, dequantise, policy)
+    opens_frames = opens_on_device(decompress, device)
+    outlet = Dequantised(manifest, dequantise, check=policy.skip_corrupted)
     keys = select(manifest, target, skip_lost=policy.skip_corrupted)
     _check_store(store, manifest, policy)
     progress = Progress(manifest)
+    pipeline = _pipeline(store, manifest, strict, None, policy, device, opens_frames)
+    work, on_unit = outlet.order(units(manifest, keys)), progress.callback(on_fragment)
+    if device is not None:
+        layers = DeviceLayers(manifest, outlet, DeviceWeights(device, device_bytes, opens_frames=opens_frames))
+        width = layers.prepare(pipeline.threads)
+        for stage in layers.stages(work):
+            pipeline.run(stage, layers, on_unit, width=width)
+            layers.finish(progress)
+        _check_end(manifest, progress, target, policy)
+        return layers.weights
     check_room(sum(spec.nbytes for spec in outlet.specs))
     taken = _Tensors()
     destination = FileDestination(manifest, outlet.before(taken), HostMemory(resident=False))
-    pipeline = _pipeline(store, manifest, strict, None, policy, None)
-    pipeline.run(outlet.order(units(manifest, keys)), destination, progress.callback(on_fragment))
+    pipeline.run(work, destination, on_unit)
     _check_end(manifest, progress, target, policy)
     return {
         spec.name: taken.arrays[spec.name] if spec.name in taken.arrays else zeros(spec.shape, spec.numpy_dtype)

@@ -363,11 +363,6 @@ def test_unknown_devices(name: str, planes: SealedStore) -> None:
         planes.load(device=name)
 
 
-def test_quantised_layers_are_not_turned_into_weights_there(planes: SealedStore) -> None:
-    with pytest.raises(UsageError, match="on the host only"):
-        planes.load(device=LateDevice(), dequantise="bf16")
-
-
 @pytest.mark.parametrize("nbytes", [0, -1])
 def test_no_bytes_of_a_device(nbytes: int, planes: SealedStore) -> None:
     with pytest.raises(UsageError, match="bytes of a device"):
