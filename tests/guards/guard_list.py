@@ -217,6 +217,8 @@ DEVICES: Final = (
     Guard("actors/device_memory.py", "            accumulator.combine(self._before.pop(tensor))", "            self._before.pop(tensor)", _DEVICE + "test_refining_generation_after_generation"),
     Guard("actors/device_memory.py", "        self.device.synchronize()", "        pass", _DEVICE + "test_a_worker_overlaps_and_waits_for_what_it_reports"),
     Guard("actors/device_memory.py", "            self._check_room()\n", "", _DEVICE + "test_a_second_generation_that_cannot_fit_is_refused_before_it_is_allocated"),
+    Guard("actors/device_memory.py", "max((groups, *self._turn_bytes))", "max(self._turn_bytes)", _DEVICE + "test_frames_that_a_worker_opens_are_planned_for"),
+    Guard("actors/device_memory.py", "for f in unit.fragments) if self.opens_frames else 0", "for f in unit.fragments) if False else 0", _DEVICE + "test_as_many_threads_open_frames_as_there_is_room_for"),
     Guard("actors/device_worker.py", "if entry.codec not in registry.DEVICE_ACCUMULATORS:", "if False:", _DEVICE + "test_codecs_that_no_device_has_are_refused_first"),
     Guard("actors/state.py", "        if group.number in self._broken:\n            return", "", _STATE + "test_a_broken_group_is_told_and_slots_travel_one_by_one"),
     Guard("actors/state.py", "if worker in self._workers:  # some buckets", "if False:  # some buckets", _STATE + "test_a_broken_group_is_told_and_slots_travel_one_by_one"),
