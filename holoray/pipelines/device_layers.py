@@ -1,13 +1,14 @@
 """Quantised layers that become weights on a device, where their integers, scales and zeros lie for a stage only.
 
-A stage is as many layers as take no more than the largest one. When all of their tensors are in, kernels make the
-weights, and what these were made from is let go of before the next stage begins. Everything else is to stay.
+A stage is as many layers as take no more than the largest one or, where there is room, a small share of the weights.
+When all of their tensors are in, kernels make the weights, and what these were made from is let go of before the next
+stage begins. Everything else is to stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from holoray.formats.quantised import INT8, QuantisedLayer
 from holoray.fragment import TensorEntry
@@ -20,6 +21,9 @@ from holoray.pipelines.dequantise import Dequantised, named, operands
 from holoray.pipelines.plan import Unit
 from holoray.pipelines.weights_memory import DeviceWeights, HostMemory, tensor_nbytes
 from holoray.tensor import TensorSpec
+
+_STAGE_SHARE: Final = 32
+"""Of the weights in bytes: at the end of a stage threads wait for each other, and for a model that is some 30 times."""
 
 
 class DeviceLayers:
@@ -45,8 +49,10 @@ class DeviceLayers:
         manifest, device = self._manifest, self._memory.device
         layers = {t: self._outlet.layer_of(entry.name) for t, entry in enumerate(manifest.tensors)}
         states = sum(tensor_nbytes(manifest, t) - manifest.tensors[t].spec.nbytes for t, of in layers.items() if not of)
-        self._stage_bytes = max(self._layer_nbytes(layer) for layer in layers.values() if layer)
+        largest = max(self._layer_nbytes(layer) for layer in layers.values() if layer)
         staying = sum(spec.nbytes for spec in self._outlet.specs) + states
+        spare = self._memory.spare_bytes(staying, manifest, threads)
+        self._stage_bytes = max(largest, min(staying // _STAGE_SHARE, spare))
         width = self._memory.width_beside(staying + self._stage_bytes, manifest, threads)
         for t, layer in layers.items():
             if layer is None:

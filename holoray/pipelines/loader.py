@@ -232,8 +232,8 @@ def load_dequantised(
 ) -> dict[str, Any]:
     """Load to a target into memory, quantised layers as weights; no more than a few layers are there in both forms.
 
-    With `device` these are arrays of that device, made there within `device_bytes`, and the layers that are there in
-    both forms take no more than the largest one.
+    With `device` these are arrays of that device, made there within `device_bytes`, and what layers are made from is
+    never more than `DeviceLayers` says.
     """
     policy = policy or FaultPolicy()
     opens_frames = opens_on_device(decompress, device)

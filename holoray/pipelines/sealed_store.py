@@ -87,7 +87,8 @@ class SealedStore:
 
         `dequantise` ("bf16", "f16", "f32"): each quantised layer becomes one array `….weight` [outputs, inputs] of this
         dtype. Raises UsageError where there are none or nothing says how they are packed, FormatError for bad ones.
-        On a device they are made there, and what they are made from takes no more than the largest layer at a time.
+        On a device they are made there; what they are made from takes no more than the largest layer, or 1/32 of the
+        weights where there is room.
 
         `device`: "cpu" for NumPy arrays, "cuda" or "cuda:N" for CuPy arrays on that GPU, of which the load uses at
         most `device_bytes` (default: what is free, less a reserve). There BF16 is uint16:

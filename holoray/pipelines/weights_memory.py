@@ -90,6 +90,10 @@ class DeviceWeights:
             )
         return turns_within(self.limit_bytes - nbytes, turn_bytes, threads)
 
+    def spare_bytes(self, nbytes: int, manifest: Manifest, threads: int) -> int:
+        """What is left beside `nbytes` and what so many threads take for a moment; may be less than nothing."""
+        return self.limit_bytes - nbytes - threads * self._turn_nbytes(manifest)
+
     def accumulator(self, manifest: Manifest, tensor: int) -> Accumulator:
         spec, codec = manifest.tensors[tensor].spec, manifest.codecs[tensor]
         with self.device.shared():

@@ -167,11 +167,9 @@ def test_no_more_than_the_largest_layer_lies_beside_the_weights(method: str, tmp
     assert device.used_bytes == sum(array.nbytes for array in got.values()) == final
 
 
-def test_small_layers_share_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as take what the largest takes."""
-    rng = np.random.default_rng(1)
-    layers = {f"l{n}.proj": make_layer("awq", rng, rows=rows, columns=64) for n, rows in enumerate((8, 8, 32, 8, 8, 8))}
-    save_layers(tmp_path, layers, {}, {"quant_method": "awq", "bits": 4, "group_size": 8})
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many layers of three tensors each stage had."""
     seen: list[int] = []
     finish = device_layers.DeviceLayers.finish
 
@@ -180,8 +178,35 @@ def test_small_layers_share_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         finish(self, held)
 
     monkeypatch.setattr(device_layers.DeviceLayers, "finish", note)
-    there(encoded(tmp_path), KernelDevice())
-    assert seen == [2, 1, 3]
+    return seen
+
+
+def awq_layers(folder: Path, rows: Sequence[int]) -> SealedStore:
+    rng = np.random.default_rng(1)
+    layers = {f"l{n:03}.proj": make_layer("awq", rng, rows=r, columns=64) for n, r in enumerate(rows)}
+    save_layers(folder, layers, {}, {"quant_method": "awq", "bits": 4, "group_size": 8})
+    return encoded(folder)
+
+
+def test_small_layers_share_a_stage(tmp_path: Path, stages: list[int]) -> None:
+    """As many as take what the largest takes."""
+    there(awq_layers(tmp_path, (8, 8, 32, 8, 8, 8)), KernelDevice())
+    assert stages == [2, 1, 3]
+
+
+def test_stages_are_a_small_share_of_the_weights_where_there_is_room(tmp_path: Path, stages: list[int]) -> None:
+    sealed = awq_layers(tmp_path, [8] * 80)
+    (part, *_), final, device = part_bytes(sealed), 80 * 8 * 64 * 2, KernelDevice()
+    expected = there(sealed, device)
+    assert set(stages[:-1]) == {final // 32 // part} == {6}
+    assert device.peak_bytes <= final + final // 32
+    for spare in (0, 2 * part):
+        stages.clear()
+        device = KernelDevice()
+        got = there(sealed, device, device_bytes=final + part + spare)
+        assert {name: array.tobytes() for name, array in got.items()} == {n: a.tobytes() for n, a in expected.items()}
+        assert set(stages[:-1]) == {1 + spare // part}
+        assert device.peak_bytes <= final + part + spare
 
 
 @pytest.fixture

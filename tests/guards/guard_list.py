@@ -161,6 +161,7 @@ QUANTISED: Final = (
     Guard("pipelines/dequantise.py", "return sorted(work, key=place)", "return work", _DEQUANTISE + "test_few_layers_are_in_memory_at_a_time"),
     Guard("pipelines/device_layers.py", "if nbytes + more > self._stage_bytes:", "if False:", _ON_DEVICE_TOO + "test_no_more_than_the_largest_layer_lies_beside_the_weights"),
     Guard("pipelines/device_layers.py", "staying + self._stage_bytes, manifest", "staying, manifest", _ON_DEVICE_TOO + "test_no_more_than_the_largest_layer_lies_beside_the_weights"),
+    Guard("pipelines/device_layers.py", "min(staying // _STAGE_SHARE, spare)", "staying // _STAGE_SHARE", _ON_DEVICE_TOO + "test_stages_are_a_small_share_of_the_weights_where_there_is_room"),
     Guard("pipelines/device_layers.py", "if all(self._is_whole(name, held) for name in layer.tensors):", "if set(layer.tensors) <= parts.keys():", _ON_DEVICE_TOO + "test_a_layer_with_a_corrupt_tensor_stays_zeros"),
     Guard("pipelines/device_layers.py", "with self._memory.device.shared():", "if True:", _ON_DEVICE_TOO + "test_weights_are_those_of_the_host_and_of_what_was_packed"),
     Guard("pipelines/dequantise.py", "return not tensors[at].mandatory, at", "return not tensors[unit.tensor].mandatory, at", _ON_DEVICE_TOO + "test_a_layer_that_is_not_whole_stays_zeros"),
