@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from holoray.cli.devices import check_no_device
 from holoray.cli.output import Output, counted, decibel, human_bytes, shown
 from holoray.cli.sources import source_table
 from holoray.kernels.devices import open_device
@@ -30,8 +29,6 @@ def run_load(
 ) -> None:
     """Load to a goal into the file `target`, and show what `holoray load --json` prints."""
     where = open_device(device)  # first: without the device nothing else matters
-    if where is None:
-        check_no_device(device_bytes, decompress)
     sealed = open_places(places, expect, policy)
     manifest = sealed.manifest
     from holoray.pipelines.api import load_file  # the kernels: a wrong path is told without waiting for them

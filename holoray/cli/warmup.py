@@ -9,7 +9,6 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holoray.cli.devices import check_no_device
 from holoray.cli.output import Output
 from holoray.errors import SourceError
 from holoray.pipelines.open_sources import Place, open_places
@@ -45,12 +44,15 @@ def run_warmup(
     from holoray.actors.accelerator import Accelerator
     from holoray.actors.roster import Policy
     from holoray.actors.warm_model import warm_up
+    from holoray.kernels.frames import opens_on_device
+    from holoray.pipelines.weights_memory import check_device_bytes
 
     accelerator = None
     if device == "cuda":
         accelerator = Accelerator(device_bytes=device_bytes, decompress=decompress)
     else:
-        check_no_device(device_bytes, decompress)
+        check_device_bytes(device_bytes, has_device=False)
+        opens_on_device(decompress, None)
     policy = Policy() if patience_s is None else Policy(patience_s=patience_s)
     target = _model_file(out_dir)
     seen: list[Generation] = []

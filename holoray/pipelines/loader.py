@@ -23,7 +23,14 @@ from holoray.pipelines.meter import Meter
 from holoray.pipelines.plan import Target, Unit, check_mandatory, check_quality_reached, select, units
 from holoray.pipelines.source_pool import SourcePool
 from holoray.pipelines.verify import check_sizes
-from holoray.pipelines.weights_memory import DeviceWeights, HostMemory, SpillingMemory, WeightsMemory, check_room
+from holoray.pipelines.weights_memory import (
+    DeviceWeights,
+    HostMemory,
+    SpillingMemory,
+    WeightsMemory,
+    check_device_bytes,
+    check_room,
+)
 from holoray.quality import Quality
 from holoray.stores.base import Store
 from holoray.tensor import Array
@@ -55,7 +62,7 @@ class Loader:
         self._store = store
         self._manifest = manifest
         self._policy = policy or FaultPolicy()
-        opens_frames = opens_on_device(decompress, device)
+        opens_frames = _opens_frames(device, device_bytes, decompress)
         self._memory: WeightsMemory = (
             HostMemory() if device is None else DeviceWeights(device, device_bytes, opens_frames=opens_frames)
         )
@@ -195,7 +202,7 @@ def load_to_file(
     are decoded there, within `device_bytes`; those that do not fit, on the host. `decompress`: see `opens_on_device`.
     """
     policy = policy or FaultPolicy()
-    opens_frames = opens_on_device(decompress, device)
+    opens_frames = _opens_frames(device, device_bytes, decompress)
     outlet = _outlet(manifest, dequantise, policy)
     keys = select(manifest, target, skip_lost=policy.skip_corrupted)
     _check_store(store, manifest, policy)
@@ -236,7 +243,7 @@ def load_dequantised(
     never more than `DeviceLayers` says.
     """
     policy = policy or FaultPolicy()
-    opens_frames = opens_on_device(decompress, device)
+    opens_frames = _opens_frames(device, device_bytes, decompress)
     outlet = Dequantised(manifest, dequantise, check=policy.skip_corrupted)
     keys = select(manifest, target, skip_lost=policy.skip_corrupted)
     _check_store(store, manifest, policy)
@@ -270,6 +277,12 @@ class _Tensors:
 
     def write(self, name: str, array: Array) -> None:
         self.arrays[name] = array
+
+
+def _opens_frames(device: Device | None, device_bytes: int | None, decompress: str) -> bool:
+    """Whether zstd frames are opened on the device; raises UsageError for options of a device that is not there."""
+    check_device_bytes(device_bytes, has_device=device is not None)
+    return opens_on_device(decompress, device)
 
 
 def _outlet(manifest: Manifest, dequantise: str | None, policy: FaultPolicy) -> Outlet:

@@ -170,8 +170,10 @@ class SpillingMemory(DeviceWeights):
             del self._there[name]
 
 
-def check_device_bytes(limit_bytes: int | None) -> None:
-    """Raise UsageError for a bound of a device's memory that leaves nothing."""
+def check_device_bytes(limit_bytes: int | None, *, has_device: bool = True) -> None:
+    """Raise UsageError for a bound of a device's memory that leaves nothing, or where there is no device."""
+    if limit_bytes is not None and not has_device:
+        raise UsageError("device_bytes without a device", hint="name one (--device cuda), or leave this out")
     if limit_bytes is not None and limit_bytes <= 0:
         raise UsageError(f"{limit_bytes} bytes of a device", hint="leave it out to use what is free")
 
