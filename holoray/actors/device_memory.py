@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,17 @@ import numpy as np
 from holoray.actors.marks import Marks
 from holoray.actors.messages import Holdings, Slot, Survey
 from holoray.actors.slot_memory import Layout, SlotMemory
-from holoray.errors import CapacityError, SourceError, UsageError
+from holoray.errors import CapacityError, SourceError
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.combine import SlotPart
 from holoray.kernels.device import Device
 from holoray.kernels.device_accumulators import device_dtype, turn_nbytes
 from holoray.kernels.registry import make_device_accumulator, state_nbytes
 from holoray.manifest import Manifest
+from holoray.pipelines.frame_groups import group_nbytes
 from holoray.pipelines.plan import Unit
 from holoray.pipelines.turns import turns_within
-from holoray.pipelines.weights_memory import RESERVE_BYTES
+from holoray.pipelines.weights_memory import RESERVE_BYTES, check_device_bytes
 from holoray.tensor import TensorSpec
 
 
@@ -37,16 +38,19 @@ class DeviceGenerations(SlotMemory):
     """The generations of one worker's device; marks are the worker's own, since nobody outlives it here.
 
     All of it, and what decoding takes for a moment, is at most `limit_bytes` (default: what is free when it is made,
-    less a reserve). Raises CapacityError where a further generation does not fit beside the last one.
+    less a reserve). `opens_frames`: zstd frames are opened there, too. Raises CapacityError where a further generation
+    does not fit beside the last one.
     """
 
     device: Device
 
-    def __init__(self, manifest: Manifest, device: Device, limit_bytes: int | None = None) -> None:
+    def __init__(
+        self, manifest: Manifest, device: Device, limit_bytes: int | None = None, *, opens_frames: bool = False
+    ) -> None:
         super().__init__(manifest)
-        if limit_bytes is not None and limit_bytes <= 0:
-            raise UsageError(f"{limit_bytes} bytes of a device", hint="leave it out to use what is free")
+        check_device_bytes(limit_bytes)
         self.device = device
+        self.opens_frames = opens_frames
         self.limit_bytes = max(device.free_bytes() - RESERVE_BYTES, 0) if limit_bytes is None else limit_bytes
         self._layout = device_layout(manifest)
         pairs = list(zip([t.spec for t in manifest.tensors], manifest.codecs, strict=True))
@@ -54,6 +58,8 @@ class DeviceGenerations(SlotMemory):
         self._state_bytes = sum(states) + max(states, default=0)
         """What is kept to refine tensors: that of one twice, while the next generation takes it over."""
         self._turn_bytes = [turn_nbytes(spec, codec) for spec, codec in pairs]
+        groups = group_nbytes(f for t in manifest.tensors for f in t.fragments) if opens_frames else 0
+        self._largest_turn_bytes = max((groups, *self._turn_bytes))
         self._generations: dict[int, tuple[Any, Marks]] = {}
         self._before: dict[int, Accumulator] = {}
         """Accumulators of the last generation whose state goes on, until that is taken over."""
@@ -69,8 +75,11 @@ class DeviceGenerations(SlotMemory):
         self._generations.pop(generation, None)
 
     def width(self, work: Iterable[Unit], threads: int) -> int:
-        turn_bytes = max((self._turn_bytes[unit.tensor] for unit in work), default=0)
-        return turns_within(self.limit_bytes - self._kept_bytes, turn_bytes, threads)
+        return turns_within(self.limit_bytes - self._kept_bytes, self._turn_nbytes(tuple(work)), threads)
+
+    def _turn_nbytes(self, work: Sequence[Unit]) -> int:
+        group_bytes = group_nbytes(f for unit in work for f in unit.fragments) if self.opens_frames else 0
+        return max((group_bytes, *(self._turn_bytes[unit.tensor] for unit in work)))
 
     def part(self, slot: Slot) -> SlotPart:
         """A slot as it is combined."""
@@ -103,7 +112,7 @@ class DeviceGenerations(SlotMemory):
 
     def _check_room(self) -> None:
         """Before a generation is allocated, and so before anything of it is read."""
-        more, turn = self._layout.nbytes, max(self._turn_bytes, default=0)
+        more, turn = self._layout.nbytes, self._largest_turn_bytes
         if self._kept_bytes + more + turn > self.limit_bytes:
             raise CapacityError(
                 f"a generation takes {more} bytes of the device, what is there already and what is kept to refine it "

@@ -12,6 +12,7 @@ from holoray.errors import UsageError
 from holoray.kernels import registry
 from holoray.kernels.combine import combine
 from holoray.kernels.communicator import Communicator
+from holoray.kernels.frames import opens_on_device
 from holoray.manifest import Manifest
 from holoray.pipelines.meter import Tally, stage
 
@@ -31,7 +32,9 @@ class DeviceWorker(Worker):
 
     def _make_memory(self, manifest: Manifest) -> DeviceGenerations:
         device = self._accelerator.make_device()
-        self._device_memory = DeviceGenerations(manifest, device, self._accelerator.device_bytes)
+        opens_frames = opens_on_device(self._accelerator.decompress, device)
+        limit_bytes = self._accelerator.device_bytes
+        self._device_memory = DeviceGenerations(manifest, device, limit_bytes, opens_frames=opens_frames)
         return self._device_memory
 
     def ticket(self, reign: int) -> bytes:

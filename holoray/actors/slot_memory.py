@@ -51,6 +51,8 @@ class SlotMemory(ABC):
 
     device: Device | None = None
     """Where the tensors lie, if not on the host."""
+    opens_frames = False
+    """Whether zstd frames are opened there."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest

@@ -131,6 +131,7 @@ class Worker:
                 meter=self._meter,
                 finalize=False,
                 device=self._memory.device,
+                opens_frames=self._memory.opens_frames,
             )
         except Exception as error:
             return Hello(self._node, os.getpid(), error)

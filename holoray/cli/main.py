@@ -52,6 +52,16 @@ MoreShares = Annotated[
         metavar="PLACE",
     ),
 ]
+DeviceBytes = Annotated[
+    int | None, typer.Option(help="Memory of a device to use at most, in bytes; default: what is free, less a reserve.")
+]
+Decompress = Annotated[
+    str,
+    typer.Option(
+        help="Where zstd frames are opened: host; device (by nvCOMP, fragments of raw); or auto, the device where "
+        "nvCOMP is installed. Which is faster was not measured."
+    ),
+]
 Expect = Annotated[
     str | None, typer.Option("--expect", help="Root that the store must have (sha256:…); checks sha256 everywhere.")
 ]
@@ -248,16 +258,8 @@ def load(
         str | None, typer.Option(help="Load these fragment indices of each tensor (planes: layers), e.g. 0,2,5.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to decode: cpu, cuda or cuda:N.")] = "cpu",
-    device_bytes: Annotated[
-        int | None, typer.Option(help="Memory of the device to use at most; default: what is free, less a reserve.")
-    ] = None,
-    decompress: Annotated[
-        str,
-        typer.Option(
-            help="Where zstd frames are opened: host; device (by nvCOMP, fragments of raw); or auto, the device where "
-            "nvCOMP is installed. Which is faster was not measured."
-        ),
-    ] = "host",
+    device_bytes: DeviceBytes = None,
+    decompress: Decompress = "host",
     dequantise: Annotated[
         str | None,
         typer.Option(help="Quantised layers (GPTQ, AWQ, int8) become weights of this dtype: bf16, f16 or f32."),
@@ -305,6 +307,8 @@ def warmup(
         typer.Option(help="Worker actors; default: one a CPU, also of nodes that join a cluster later; one a GPU."),
     ] = None,
     device: Annotated[str, typer.Option(help="Where weights go: cpu, or cuda for every GPU of the cluster.")] = "cpu",
+    device_bytes: DeviceBytes = None,
+    decompress: Decompress = "host",
     quality: Annotated[
         list[float] | None, typer.Option(help="Publish a generation at this quality (repeatable).")
     ] = None,
@@ -341,6 +345,8 @@ def warmup(
         patience_s=patience,
         expect=expect,
         device=device,
+        device_bytes=device_bytes,
+        decompress=decompress,
     )
     out.result(
         values,

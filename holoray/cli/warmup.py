@@ -33,13 +33,26 @@ def run_warmup(
     patience_s: float | None,
     expect: str | None,
     device: str = "cpu",
+    device_bytes: int | None = None,
+    decompress: str = "host",
 ) -> dict[str, Any]:
-    """Warm up to the last quality; returns what `holoray warmup --json` prints. `device`: cpu or cuda."""
+    """Warm up to the last quality; returns what `holoray warmup --json` prints. `device`: cpu or cuda.
+
+    Raises UsageError for `device_bytes`, or a place to decompress, of a device that is not asked for.
+    """
     _quiet_ray()
     from holoray.actors.accelerator import Accelerator
     from holoray.actors.roster import Policy
     from holoray.actors.warm_model import warm_up
+    from holoray.kernels.frames import opens_on_device
+    from holoray.pipelines.weights_memory import check_device_bytes
 
+    accelerator = None
+    if device == "cuda":
+        accelerator = Accelerator(device_bytes=device_bytes, decompress=decompress)
+    else:
+        check_device_bytes(device_bytes, has_device=False)
+        opens_on_device(decompress, None)
     policy = Policy() if patience_s is None else Policy(patience_s=patience_s)
     target = _model_file(out_dir)
     seen: list[Generation] = []
@@ -68,7 +81,7 @@ def run_warmup(
                 metrics_port=metrics_port,
                 on_generation=on_generation,
                 policy=policy,
-                accelerator=Accelerator() if device == "cuda" else None,
+                accelerator=accelerator,
             ) as model,
         ):
             if metrics_port is not None and not out.json and not out.quiet and model.metrics_url:

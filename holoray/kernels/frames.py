@@ -44,14 +44,19 @@ class FrameTaker(Protocol):
         """Queue what adds a slot whose raw bytes are uint8 on the device; needs no memory there."""
 
 
+def check_decompress(decompress: str) -> None:
+    """Raise UsageError for a word that names no place where frames are opened."""
+    if decompress not in (HOST, DEVICE, AUTO):
+        raise UsageError(f"nothing decompresses on {decompress!r}", hint=f"choose {HOST}, {DEVICE} or {AUTO}")
+
+
 def opens_on_device(decompress: str, device: Device | None) -> bool:
     """Whether a load onto `device` opens frames there: `decompress` is "host", "device" or "auto".
 
     "auto" takes the device where nvCOMP is installed; that this is faster was never measured. Raises UsageError for
     another word or "device" without a device, DeviceError where that lacks nvCOMP.
     """
-    if decompress not in (HOST, DEVICE, AUTO):
-        raise UsageError(f"nothing decompresses on {decompress!r}", hint=f"choose {HOST}, {DEVICE} or {AUTO}")
+    check_decompress(decompress)
     if decompress == HOST or (decompress == AUTO and device is None):
         return False
     if device is None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -85,14 +86,14 @@ class Dequantised:
         self._layers = {name: layer for layer in found.layers for name in layer.tensors}
         self.metadata: Mapping[str, str] = {key: value for key, value in manifest.metadata.items() if key != CONFIG_KEY}
         self.specs: Sequence[TensorSpec] = [
-            self._weight(self._layers[t.name]) if t.name in self._layers else t.spec
+            self.weight_spec(self._layers[t.name]) if t.name in self._layers else t.spec
             for t in manifest.tensors
             if t.name not in self._layers or t.name == self._layers[t.name].q
         ]
         self._planned: Counter[int] = Counter()
 
     def order(self, work: Sequence[Unit]) -> Sequence[Unit]:
-        """Mandatory tensors first as ever; those of a layer where the first of them stands."""
+        """Mandatory tensors first as ever; a layer, which is all or nothing, where the first of its tensors stands."""
         tensors = self._manifest.tensors
         for unit in work:
             self._planned[unit.tensor] += len(unit.fragments)
@@ -102,9 +103,9 @@ class Dequantised:
                 first.setdefault(self._layers[tensor.name].weight, t)
 
         def place(unit: Unit) -> tuple[bool, int]:
-            tensor = tensors[unit.tensor]
-            layer = self._layers.get(tensor.name)
-            return not tensor.mandatory, unit.tensor if layer is None else first[layer.weight]
+            layer = self._layers.get(tensors[unit.tensor].name)
+            at = unit.tensor if layer is None else first[layer.weight]
+            return not tensors[at].mandatory, at
 
         return sorted(work, key=place)  # stable: tensors of a layer and slots stay in their order
 
@@ -118,14 +119,15 @@ class Dequantised:
         """The weight of a layer from its tensors, None where one is not whole; raises FormatError for a bad one."""
         if not all(self._is_whole(name, tensors[name]) for name in layer.tensors):
             return None
-        spec = self._weight(layer)
+        spec = self.weight_spec(layer)
         out = zeros(spec.shape, spec.numpy_dtype)
-        try:
-            dequant.dequantise(layer.packing, *_arrays(layer, tensors), out)
-        except HolorayError as error:
-            error.tensor = error.tensor or layer.order or layer.q
-            raise
+        with named(layer):
+            dequant.dequantise(layer.packing, *operands(layer, tensors), out)
         return out
+
+    def weight_spec(self, layer: QuantisedLayer) -> TensorSpec:
+        """The weight that a layer becomes."""
+        return TensorSpec(layer.weight, self.dtype, (layer.packing.rows, layer.packing.columns))
 
     def _is_whole(self, name: str, array: Array) -> bool:
         index = self._manifest.by_name[name]
@@ -133,9 +135,6 @@ class Dequantised:
         if self._planned[index] < len(entry.fragments):
             return False
         return not self._check or hashlib.sha256(as_bytes(array).data).digest() == entry.sha256
-
-    def _weight(self, layer: QuantisedLayer) -> TensorSpec:
-        return TensorSpec(layer.weight, self.dtype, (layer.packing.rows, layer.packing.columns))
 
 
 @dataclass(slots=True)
@@ -163,10 +162,18 @@ class _LayerSink:
             self.sink.write(layer.weight, weight)
 
 
-def _arrays(
-    layer: QuantisedLayer, tensors: Mapping[str, Array]
-) -> tuple[Array, Array, Array | None, npt.NDArray[Any] | None]:
-    """Integers, scales, zeros and order as `dequantise` takes them."""
+@contextmanager
+def named(layer: QuantisedLayer) -> Iterator[None]:
+    """Say in an error which layer it is about."""
+    try:
+        yield
+    except HolorayError as error:
+        error.tensor = error.tensor or layer.order or layer.q
+        raise
+
+
+def operands(layer: QuantisedLayer, tensors: Mapping[str, Any]) -> tuple[Any, Any, Any, npt.NDArray[Any] | None]:
+    """Integers, scales, zeros and order as `dequantise` takes them; a number that stands for many must be NumPy's."""
     scales, zero = tensors[layer.scales], None if layer.zeros is None else tensors[layer.zeros]
     if layer.packing.method == INT8:  # one number for all, for each output, or for each of its groups
         shape = (layer.packing.rows, layer.packing.groups)
@@ -174,5 +181,5 @@ def _arrays(
     return tensors[layer.q], scales, zero, None if layer.order is None else tensors[layer.order]
 
 
-def _spread(array: Array, shape: tuple[int, int]) -> Array:
+def _spread(array: Any, shape: tuple[int, int]) -> Any:
     return array.reshape(shape) if array.size > 1 else np.full(shape, array)

@@ -12,10 +12,10 @@ from typing import Final, cast
 
 from holoray.compression import ZSTD, decompress
 from holoray.errors import DeviceError, FormatError
+from holoray.fragment import FragmentEntry
 from holoray.kernels.accumulator import Accumulator
 from holoray.kernels.device import Device
 from holoray.kernels.frames import NVCOMP, FrameTaker, frame_nbytes, is_plain, open_frames
-from holoray.manifest import Manifest
 from holoray.pipelines.plan import Unit
 from holoray.pipelines.turns import Turns
 
@@ -61,14 +61,9 @@ def groups(members: Iterable[Member], *, on_device: bool) -> Iterator[list[Membe
         yield group
 
 
-def group_nbytes(manifest: Manifest) -> int:
-    """Bytes of the device that a group takes at most, without nvCOMP's own."""
-    sizes = [
-        frame_nbytes(fragment.stored_bytes, fragment.raw_bytes)
-        for tensor in manifest.tensors
-        for fragment in tensor.fragments
-        if fragment.compression == ZSTD
-    ]
+def group_nbytes(fragments: Iterable[FragmentEntry]) -> int:
+    """Bytes of the device that a group of these takes at most, without nvCOMP's own."""
+    sizes = [frame_nbytes(f.stored_bytes, f.raw_bytes) for f in fragments if f.compression == ZSTD]
     return min(sum(sizes), max(GROUP_BYTES, *sizes)) if sizes else 0
 
 

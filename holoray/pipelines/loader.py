@@ -15,6 +15,7 @@ from holoray.kernels.memory import zeros
 from holoray.manifest import Manifest
 from holoray.pipelines.curve import Key
 from holoray.pipelines.dequantise import AsStored, Dequantised, Outlet, TensorSink
+from holoray.pipelines.device_layers import DeviceLayers
 from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.ledger import QualityLedger
@@ -22,7 +23,14 @@ from holoray.pipelines.meter import Meter
 from holoray.pipelines.plan import Target, Unit, check_mandatory, check_quality_reached, select, units
 from holoray.pipelines.source_pool import SourcePool
 from holoray.pipelines.verify import check_sizes
-from holoray.pipelines.weights_memory import DeviceWeights, HostMemory, SpillingMemory, WeightsMemory, check_room
+from holoray.pipelines.weights_memory import (
+    DeviceWeights,
+    HostMemory,
+    SpillingMemory,
+    WeightsMemory,
+    check_device_bytes,
+    check_room,
+)
 from holoray.quality import Quality
 from holoray.stores.base import Store
 from holoray.tensor import Array
@@ -54,7 +62,7 @@ class Loader:
         self._store = store
         self._manifest = manifest
         self._policy = policy or FaultPolicy()
-        opens_frames = opens_on_device(decompress, device)
+        opens_frames = _opens_frames(device, device_bytes, decompress)
         self._memory: WeightsMemory = (
             HostMemory() if device is None else DeviceWeights(device, device_bytes, opens_frames=opens_frames)
         )
@@ -194,7 +202,7 @@ def load_to_file(
     are decoded there, within `device_bytes`; those that do not fit, on the host. `decompress`: see `opens_on_device`.
     """
     policy = policy or FaultPolicy()
-    opens_frames = opens_on_device(decompress, device)
+    opens_frames = _opens_frames(device, device_bytes, decompress)
     outlet = _outlet(manifest, dequantise, policy)
     keys = select(manifest, target, skip_lost=policy.skip_corrupted)
     _check_store(store, manifest, policy)
@@ -225,18 +233,35 @@ def load_dequantised(
     strict: bool = False,
     on_fragment: OnFragment | None = None,
     policy: FaultPolicy | None = None,
-) -> dict[str, Array]:
-    """Load to a target into memory, quantised layers as weights; no more than a few layers are there in both forms."""
+    device: Device | None = None,
+    device_bytes: int | None = None,
+    decompress: str = HOST,
+) -> dict[str, Any]:
+    """Load to a target into memory, quantised layers as weights; no more than a few layers are there in both forms.
+
+    With `device` these are arrays of that device, made there within `device_bytes`, and what layers are made from is
+    never more than `DeviceLayers` says.
+    """
     policy = policy or FaultPolicy()
-    outlet = _outlet(manifest, dequantise, policy)
+    opens_frames = _opens_frames(device, device_bytes, decompress)
+    outlet = Dequantised(manifest, dequantise, check=policy.skip_corrupted)
     keys = select(manifest, target, skip_lost=policy.skip_corrupted)
     _check_store(store, manifest, policy)
     progress = Progress(manifest)
+    pipeline = _pipeline(store, manifest, strict, None, policy, device, opens_frames)
+    work, on_unit = outlet.order(units(manifest, keys)), progress.callback(on_fragment)
+    if device is not None:
+        layers = DeviceLayers(manifest, outlet, DeviceWeights(device, device_bytes, opens_frames=opens_frames))
+        width = layers.prepare(pipeline.threads)
+        for stage in layers.stages(work):
+            pipeline.run(stage, layers, on_unit, width=width)
+            layers.finish(progress)
+        _check_end(manifest, progress, target, policy)
+        return layers.weights
     check_room(sum(spec.nbytes for spec in outlet.specs))
     taken = _Tensors()
     destination = FileDestination(manifest, outlet.before(taken), HostMemory(resident=False))
-    pipeline = _pipeline(store, manifest, strict, None, policy, None)
-    pipeline.run(outlet.order(units(manifest, keys)), destination, progress.callback(on_fragment))
+    pipeline.run(work, destination, on_unit)
     _check_end(manifest, progress, target, policy)
     return {
         spec.name: taken.arrays[spec.name] if spec.name in taken.arrays else zeros(spec.shape, spec.numpy_dtype)
@@ -252,6 +277,12 @@ class _Tensors:
 
     def write(self, name: str, array: Array) -> None:
         self.arrays[name] = array
+
+
+def _opens_frames(device: Device | None, device_bytes: int | None, decompress: str) -> bool:
+    """Whether zstd frames are opened on the device; raises UsageError for options of a device that is not there."""
+    check_device_bytes(device_bytes, has_device=device is not None)
+    return opens_on_device(decompress, device)
 
 
 def _outlet(manifest: Manifest, dequantise: str | None, policy: FaultPolicy) -> Outlet:

@@ -87,6 +87,8 @@ class SealedStore:
 
         `dequantise` ("bf16", "f16", "f32"): each quantised layer becomes one array `….weight` [outputs, inputs] of this
         dtype. Raises UsageError where there are none or nothing says how they are packed, FormatError for bad ones.
+        On a device they are made there; what they are made from takes no more than the largest layer, or 1/32 of the
+        weights where there is room.
 
         `device`: "cpu" for NumPy arrays, "cuda" or "cuda:N" for CuPy arrays on that GPU, of which the load uses at
         most `device_bytes` (default: what is free, less a reserve). There BF16 is uint16:
@@ -100,13 +102,18 @@ class SealedStore:
         if dequantise is not None:
             from holoray.pipelines.loader import load_dequantised
 
-            if device != "cpu":
-                raise UsageError(
-                    "quantised layers become weights on the host only",
-                    hint="leave out device or dequantise, or use both with `load_file`, which ends on the host",
-                )
-            parts = (self.store, self.manifest, target, dequantise)
-            return load_dequantised(*parts, strict=self.strict, on_fragment=on_fragment, policy=self.policy)
+            return load_dequantised(
+                self.store,
+                self.manifest,
+                target,
+                dequantise,
+                strict=self.strict,
+                on_fragment=on_fragment,
+                policy=self.policy,
+                device=_device(device),
+                device_bytes=device_bytes,
+                decompress=decompress,
+            )
         loader = self.loader(device=device, device_bytes=device_bytes, decompress=decompress)
         loader.load(target, on_fragment)
         return loader.state_dict()
@@ -115,7 +122,6 @@ class SealedStore:
         self, *, device: str | Device = "cpu", device_bytes: int | None = None, decompress: str = "host"
     ) -> Loader:
         """A load that can stop at a target and go on from there; `device` and `decompress` as for `load`."""
-        from holoray.kernels.devices import open_device
         from holoray.pipelines.loader import Loader  # brings the kernels, a second of imports that reading needs not
 
         return Loader(
@@ -123,7 +129,7 @@ class SealedStore:
             self.manifest,
             strict=self.strict,
             policy=self.policy,
-            device=open_device(device) if isinstance(device, str) else device,
+            device=_device(device),
             device_bytes=device_bytes,
             decompress=decompress,
         )
@@ -165,6 +171,13 @@ class SealedStore:
     def verify(self, on_progress: Callable[[int], None] | None = None) -> list[BadFragment]:
         """Everything that is wrong: each payload against both digests, each file's framing and size."""
         return verify(self.store, self.manifest, on_progress)
+
+
+def _device(device: str | Device) -> Device | None:
+    """A device by its name, or as it is; None for the host."""
+    from holoray.kernels.devices import open_device
+
+    return open_device(device) if isinstance(device, str) else device
 
 
 def _check_layout(shares: ShareSet, manifest: Manifest) -> None:

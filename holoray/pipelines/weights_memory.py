@@ -71,21 +71,28 @@ class DeviceWeights:
     """
 
     def __init__(self, device: Device, limit_bytes: int | None = None, *, opens_frames: bool = False) -> None:
-        if limit_bytes is not None and limit_bytes <= 0:
-            raise UsageError(f"{limit_bytes} bytes of a device", hint="leave it out to use what is free")
+        check_device_bytes(limit_bytes)
         self.device = device
         self._opens_frames = opens_frames
         self.limit_bytes = max(device.free_bytes() - RESERVE_BYTES, 0) if limit_bytes is None else limit_bytes
 
     def prepare(self, manifest: Manifest, threads: int) -> int:
-        turn_bytes, nbytes = self._turn_nbytes(manifest), resident_nbytes(manifest)
+        return self.width_beside(resident_nbytes(manifest), manifest, threads)
+
+    def width_beside(self, nbytes: int, manifest: Manifest, threads: int) -> int:
+        """Of so many threads, how many may decode at a time where `nbytes` stay; raises as `prepare`."""
+        turn_bytes = self._turn_nbytes(manifest)
         if nbytes + turn_bytes > self.limit_bytes:
             raise CapacityError(
-                f"the weights and what is kept to refine them take {nbytes} bytes, and decoding takes {turn_bytes} "
+                f"the weights and what is kept to make them take {nbytes} bytes, and decoding takes {turn_bytes} "
                 f"more, of {self.limit_bytes} on the device",
                 hint="free memory there, raise device_bytes, or use `holoray load STORE OUT`, which streams to a file",
             )
         return turns_within(self.limit_bytes - nbytes, turn_bytes, threads)
+
+    def spare_bytes(self, nbytes: int, manifest: Manifest, threads: int) -> int:
+        """What is left beside `nbytes` and what so many threads take for a moment; may be less than nothing."""
+        return self.limit_bytes - nbytes - threads * self._turn_nbytes(manifest)
 
     def accumulator(self, manifest: Manifest, tensor: int) -> Accumulator:
         spec, codec = manifest.tensors[tensor].spec, manifest.codecs[tensor]
@@ -99,7 +106,8 @@ class DeviceWeights:
     def _turn_nbytes(self, manifest: Manifest) -> int:
         for tensor, codec in zip(manifest.tensors, manifest.codecs, strict=True):
             check_device_codec(tensor.spec, codec)
-        group_bytes = group_nbytes(manifest) if self._opens_frames else 0
+        fragments = (f for tensor in manifest.tensors for f in tensor.fragments)
+        group_bytes = group_nbytes(fragments) if self._opens_frames else 0
         needs = [need for need in _needs(manifest) if self._may_hold(need)]
         return max((group_bytes, *(need.turn_bytes for need in needs)))
 
@@ -162,6 +170,14 @@ class SpillingMemory(DeviceWeights):
             del self._there[name]
 
 
+def check_device_bytes(limit_bytes: int | None, *, has_device: bool = True) -> None:
+    """Raise UsageError for a bound of a device's memory that leaves nothing, or where there is no device."""
+    if limit_bytes is not None and not has_device:
+        raise UsageError("device_bytes without a device", hint="name one (--device cuda), or leave this out")
+    if limit_bytes is not None and limit_bytes <= 0:
+        raise UsageError(f"{limit_bytes} bytes of a device", hint="leave it out to use what is free")
+
+
 def check_room(nbytes: int) -> None:
     """Refuse what no memory of this machine can hold: a clear error beats being killed."""
     total = os.sysconf("SC_PHYS_PAGES") * _PAGE
@@ -175,6 +191,11 @@ def check_room(nbytes: int) -> None:
 def resident_nbytes(manifest: Manifest) -> int:
     """Bytes of all weights, and of the state that is kept to refine them."""
     return sum(need.nbytes for need in _needs(manifest))
+
+
+def tensor_nbytes(manifest: Manifest, tensor: int) -> int:
+    """Bytes of a tensor while it is made: itself, and its state."""
+    return _need(manifest, tensor).nbytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import nvcomp_stand_in
 import pytest
 from device_warming import make_device, register
 from late_device import LateDevice
 from on_cpu import CpuDevice
+from test_device_frames import count_groups
 from test_segment import assert_same, ingest, seal, unchanged
 
 import holoray
 from holoray.actors import watchdog
 from holoray.actors.accelerator import Accelerator
-from holoray.actors.device_memory import DeviceGenerations
+from holoray.actors.device_memory import DeviceGenerations, device_layout
 from holoray.actors.device_worker import DeviceWorker, check_codecs
 from holoray.actors.goals import Goal, first_layer, goals, needs_sealing
 from holoray.actors.locks import new_job, remove_job
 from holoray.actors.messages import Assign, Group, Kind, Slot
 from holoray.actors.published import SharedWeights, open_weights
 from holoray.actors.worker import JobSpec, Report
-from holoray.errors import CapacityError, SourceError, UsageError, WorkerLostError
-from holoray.kernels import device_accumulators, planes_launch, registry
+from holoray.errors import CapacityError, DeviceError, SourceError, UsageError, WorkerLostError
+from holoray.kernels import device_accumulators, planes_launch, registry, xp
 from holoray.kernels.host_communicator import HostCommunicators
 from holoray.pipelines import fragment_pipeline
+from holoray.pipelines.frame_groups import group_nbytes
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.tensor import Array
 
@@ -172,6 +177,91 @@ def late_worker(
     device = LateDevice()
     accelerator = Accelerator(lambda: device, cores=2, device_bytes=device_bytes or device.limit_bytes)
     return make_worker(replace(spec, accelerator=accelerator), sealed, "w0"), device
+
+
+class QueuedLateDevice(LateDevice):
+    stream_address = 7
+
+
+_NUMBERS = itertools.count()
+"""Of workers: a name is a lock, which its process holds to the end."""
+
+
+@pytest.fixture(scope="module")
+def framed() -> SealedStore:
+    """`raw` in frames of several runs, and runs that are none."""
+    rng, store = np.random.default_rng(3), holoray.MemoryStore()
+    model = {"ids": np.arange(300_000), "noise": rng.integers(0, 255, 1 << 20, np.uint8), "few": np.arange(9_000)}
+    holoray.encode(model, store, codec="raw")
+    return holoray.open(store)
+
+
+def opening_worker(
+    framed: SealedStore, spec: JobSpec, monkeypatch: pytest.MonkeyPatch, device: LateDevice, **options: Any
+) -> DeviceWorker:
+    nvcomp_stand_in.install(monkeypatch)
+    accelerator = Accelerator(lambda: device, cores=2, **{"device_bytes": device.limit_bytes} | options)
+    own = replace(spec, store=framed.store, root=framed.root, accelerator=accelerator)
+    return make_worker(own, framed, f"w{next(_NUMBERS)}")
+
+
+def test_a_worker_opens_frames_on_its_device(
+    framed: SealedStore, spec: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, (goal,) = count_groups(monkeypatch), goals(framed.manifest, (1.0,))
+    frames = sum(f.compression == "zstd" for t in framed.manifest.tensors for f in t.fragments)
+    for decompress, opened in (("host", 0), ("device", frames), ("auto", frames)):
+        worker = opening_worker(framed, spec, monkeypatch, QueuedLateDevice(), decompress=decompress)
+        assert make_generation(worker, framed, 1, goal) is None
+        assert_same(fetched(worker, framed, 1), framed.load())
+        assert sum(groups) == opened
+        groups.clear()
+    assert frames > 3
+
+
+@pytest.mark.fault("no-device-memory")
+def test_frames_that_a_worker_opens_are_planned_for(
+    framed: SealedStore, spec: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for the weights and one group, to the byte; one byte less is told before anything is read."""
+    monkeypatch.setattr(fragment_pipeline, "MIN_BATCH_BYTES", 32 << 10)
+    (goal,) = goals(framed.manifest, (1.0,))
+    group = group_nbytes(f for t in framed.manifest.tensors for f in t.fragments)
+    least = device_layout(framed.manifest).nbytes + group
+    device = QueuedLateDevice()
+    worker = opening_worker(framed, spec, monkeypatch, device, decompress="device", device_bytes=least)
+    assert make_generation(worker, framed, 1, goal) is None
+    assert device.peak_bytes <= least
+    device = QueuedLateDevice()
+    worker = opening_worker(framed, spec, monkeypatch, device, decompress="device", device_bytes=least - 1)
+    assert isinstance(make_generation(worker, framed, 1, goal), CapacityError)
+    assert device.peak_bytes == 0
+
+
+def test_as_many_threads_open_frames_as_there_is_room_for(framed: SealedStore) -> None:
+    (goal,) = goals(framed.manifest, (1.0,))
+    room = 3 * group_nbytes(f for t in framed.manifest.tensors for f in t.fragments)
+    for opens_frames, width in ((True, 3), (False, 8)):
+        memory = DeviceGenerations(framed.manifest, LateDevice(), room, opens_frames=opens_frames)
+        assert memory.width(goal.new, 8) == width
+
+
+def test_a_worker_without_nvcomp_says_so(framed: SealedStore, spec: JobSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise DeviceError("nvCOMP cannot be imported")
+
+    monkeypatch.setattr(xp, "nvcomp", missing)
+    encoded = np.frombuffer(framed.manifest.encoded, np.uint8)
+    for decompress, error in (("device", DeviceError), ("auto", type(None)), ("host", type(None))):
+        accelerator = Accelerator(LateDevice, device_bytes=1 << 30, decompress=decompress)
+        own = replace(spec, store=framed.store, root=framed.root, accelerator=accelerator)
+        assert isinstance(DeviceWorker(own, f"w{next(_NUMBERS)}", "node", encoded).hello().error, error)
+
+
+def test_options_of_devices_without_meaning() -> None:
+    for options in ({"device_bytes": 0}, {"device_bytes": -1}, {"decompress": "gpu"}):
+        with pytest.raises(UsageError):
+            Accelerator(**options)
 
 
 def make_generation(worker: DeviceWorker, sealed: SealedStore, number: int, goal: Goal) -> Exception | None:

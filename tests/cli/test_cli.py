@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from holoray.checkpoint import open_checkpoint, save_checkpoint
+from holoray.cli import main
 from holoray.cli.output import printable, short
+from holoray.errors import DeviceError, UsageError
 from holoray.tensor import Array
 
 HOLORAY = [sys.executable, "-m", "holoray"]
@@ -320,6 +323,34 @@ def test_a_warmup_on_gpus_says_where_there_are_none(store: Path) -> None:
     assert done.returncode == 5, done.stderr
     assert "Ray knows of 0 GPUs here, and 1 are needed" in done.stderr
     assert "holoray doctor" in done.stderr
+
+
+def test_what_is_said_of_devices_reaches_a_warmup(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def note(*_: Any, accelerator: Any, **__: Any) -> None:
+        seen.append(accelerator)
+        raise DeviceError("that is enough")
+
+    monkeypatch.setattr("holoray.actors.warm_model.warm_up", note)
+    options = ["--device", "cuda", "--device-bytes", "5000", "--decompress", "auto"]
+    assert isinstance(CliRunner().invoke(main.app, ["warmup", str(store), *options]).exception, DeviceError)
+    assert isinstance(CliRunner().invoke(main.app, ["warmup", str(store), *options[:2]]).exception, DeviceError)
+    told, plain = seen
+    assert (told.device_bytes, told.decompress) == (5000, "auto")
+    assert (plain.device_bytes, plain.decompress) == (None, "host")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--device-bytes", "5000"), ("--decompress", "device"), ("--device", "cuda", "--decompress", "gpu")],
+    ids=" ".join,
+)
+def test_options_of_a_device_that_nobody_asked_for_are_refused(options: tuple[str, ...], store: Path) -> None:
+    verbs = (["warmup", str(store)], ["load", str(store), "out.safetensors"])
+    for command in verbs[: 1 if "cuda" in options else 2]:
+        result = CliRunner().invoke(main.app, [*command, *options])
+        assert isinstance(result.exception, UsageError), result.output
 
 
 def test_options_of_the_transforms(checkpoint: Path, tmp_path: Path) -> None:

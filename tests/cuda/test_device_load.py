@@ -363,12 +363,18 @@ def test_unknown_devices(name: str, planes: SealedStore) -> None:
         planes.load(device=name)
 
 
-def test_quantised_layers_are_not_turned_into_weights_there(planes: SealedStore) -> None:
-    with pytest.raises(UsageError, match="on the host only"):
-        planes.load(device=LateDevice(), dequantise="bf16")
-
-
 @pytest.mark.parametrize("nbytes", [0, -1])
 def test_no_bytes_of_a_device(nbytes: int, planes: SealedStore) -> None:
     with pytest.raises(UsageError, match="bytes of a device"):
         planes.load(device=LateDevice(), device_bytes=nbytes)
+
+
+def test_a_bound_of_no_device_is_refused_rather_than_ignored(planes: SealedStore, tmp_path: Path) -> None:
+    for attempt in (
+        lambda: planes.load(device_bytes=1 << 30),
+        lambda: planes.loader(device_bytes=1 << 30),
+        lambda: load_file(planes, tmp_path / "out", device_bytes=1 << 30),
+    ):
+        with pytest.raises(UsageError, match="without a device"):
+            attempt()
+    assert list(tmp_path.iterdir()) == []

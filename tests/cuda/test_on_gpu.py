@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from quantised_checkpoints import make_checkpoint
 
 import holoray
 from holoray.codecs import get_codec
@@ -120,6 +121,19 @@ def test_a_load_gives_the_bytes_of_the_host_at_every_step(model: dict[str, Array
         load_file(sealed, tmp_path / "there", device="cuda")
         load_file(sealed, tmp_path / "here")
         assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "int8"])
+def test_quantised_layers_become_the_weights_of_the_host(method: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, method, layers=6, rows=1024)
+    store = MemoryStore()
+    holoray.encode(tmp_path, store)
+    sealed = holoray.open(store)
+    for dtype in ("bf16", "f16", "f32"):
+        there, here = sealed.load(dequantise=dtype, device="cuda"), sealed.load(dequantise=dtype)
+        assert list(there) == list(here)
+        for name, array in there.items():
+            assert array.get().tobytes() == as_bytes(here[name]).tobytes()
 
 
 def test_memory_of_a_load_is_its_weights_and_what_decoding_takes(large: SealedStore) -> None:

@@ -148,6 +148,7 @@ WRITING: Final = (
 
 _DEQUANTISE = "pipelines/test_dequantise.py::"
 _QUANTISED = "formats/test_quantised.py::"
+_ON_DEVICE_TOO = "cuda/test_device_dequantise.py::"
 QUANTISED: Final = (
     Guard("kernels/dequant.py", "if order.min() < 0 or order.max() >= packing.groups:", "if False:", "cuda/test_dequant.py::test_groups_that_do_not_exist_are_found_before_they_are_read"),
     Guard("kernels/dequant.py", "array.shape != shape or", "", "cuda/test_dequant.py::test_arrays_that_do_not_fit_are_refused"),
@@ -158,6 +159,12 @@ QUANTISED: Final = (
     Guard("pipelines/dequantise.py", "            raise fault", "            pass", _DEQUANTISE + "test_a_layer_that_lacks_a_tensor_is_told_before_anything_is_read"),
     Guard("pipelines/dequantise.py", "not self._check or hashlib", "True or hashlib", _DEQUANTISE + "test_a_layer_with_a_corrupt_tensor_is_zeros"),
     Guard("pipelines/dequantise.py", "return sorted(work, key=place)", "return work", _DEQUANTISE + "test_few_layers_are_in_memory_at_a_time"),
+    Guard("pipelines/device_layers.py", "if nbytes + more > self._stage_bytes:", "if False:", _ON_DEVICE_TOO + "test_no_more_than_the_largest_layer_lies_beside_the_weights"),
+    Guard("pipelines/device_layers.py", "staying + self._stage_bytes, manifest", "staying, manifest", _ON_DEVICE_TOO + "test_no_more_than_the_largest_layer_lies_beside_the_weights"),
+    Guard("pipelines/device_layers.py", "min(staying // _STAGE_SHARE, spare)", "staying // _STAGE_SHARE", _ON_DEVICE_TOO + "test_stages_are_a_small_share_of_the_weights_where_there_is_room"),
+    Guard("pipelines/device_layers.py", "if all(self._is_whole(name, held) for name in layer.tensors):", "if set(layer.tensors) <= parts.keys():", _ON_DEVICE_TOO + "test_a_layer_with_a_corrupt_tensor_stays_zeros"),
+    Guard("pipelines/device_layers.py", "with self._memory.device.shared():", "if True:", _ON_DEVICE_TOO + "test_weights_are_those_of_the_host_and_of_what_was_packed"),
+    Guard("pipelines/dequantise.py", "return not tensors[at].mandatory, at", "return not tensors[unit.tensor].mandatory, at", _ON_DEVICE_TOO + "test_a_layer_that_is_not_whole_stays_zeros"),
     Guard("pipelines/encode.py", "array if whole else self._policy.cast", "self._policy.cast", _DEQUANTISE + "test_a_cast_of_the_checkpoint_leaves_scales_alone"),
     Guard("pipelines/encode.py", "mandatory = whole or is_mandatory", "mandatory = is_mandatory", _DEQUANTISE + "test_layers_are_stored_raw_and_first_and_are_no_larger"),
 )  # fmt: skip
@@ -211,6 +218,8 @@ DEVICES: Final = (
     Guard("actors/device_memory.py", "            accumulator.combine(self._before.pop(tensor))", "            self._before.pop(tensor)", _DEVICE + "test_refining_generation_after_generation"),
     Guard("actors/device_memory.py", "        self.device.synchronize()", "        pass", _DEVICE + "test_a_worker_overlaps_and_waits_for_what_it_reports"),
     Guard("actors/device_memory.py", "            self._check_room()\n", "", _DEVICE + "test_a_second_generation_that_cannot_fit_is_refused_before_it_is_allocated"),
+    Guard("actors/device_memory.py", "max((groups, *self._turn_bytes))", "max(self._turn_bytes)", _DEVICE + "test_frames_that_a_worker_opens_are_planned_for"),
+    Guard("actors/device_memory.py", "for f in unit.fragments) if self.opens_frames else 0", "for f in unit.fragments) if False else 0", _DEVICE + "test_as_many_threads_open_frames_as_there_is_room_for"),
     Guard("actors/device_worker.py", "if entry.codec not in registry.DEVICE_ACCUMULATORS:", "if False:", _DEVICE + "test_codecs_that_no_device_has_are_refused_first"),
     Guard("actors/state.py", "        if group.number in self._broken:\n            return", "", _STATE + "test_a_broken_group_is_told_and_slots_travel_one_by_one"),
     Guard("actors/state.py", "if worker in self._workers:  # some buckets", "if False:  # some buckets", _STATE + "test_a_broken_group_is_told_and_slots_travel_one_by_one"),
@@ -236,7 +245,7 @@ DEVICE_LOAD: Final = (
     Guard("pipelines/turns.py", "max(1, min(threads, room_bytes // turn_bytes)) if turn_bytes else threads", "threads", _DEVICE_LOAD + "test_as_many_threads_decode_as_there_is_room_for"),
     Guard("pipelines/weights_memory.py", "if sum(self._there.values()) + nbytes > self._room:", "if False:", _DEVICE_LOAD + "test_tensors_that_fit_one_by_one_are_not_there_together"),
     Guard("pipelines/weights_memory.py", "            check_device_codec(tensor.spec, codec)", "            pass", _DEVICE_LOAD + "test_what_a_device_cannot_do_is_told_before_anything_is_read"),
-    Guard("pipelines/weights_memory.py", "group_nbytes(manifest) if self._opens_frames else 0", "0", _OPENED + "test_groups_keep_to_the_memory_that_was_planned"),
+    Guard("pipelines/weights_memory.py", "group_nbytes(fragments) if self._opens_frames else 0", "0", _OPENED + "test_groups_keep_to_the_memory_that_was_planned"),
     Guard("pipelines/weights_memory.py", "if self._may_hold(need)]", "]", "cuda/test_codecs_on_a_device.py::test_a_tensor_whose_state_does_not_fit_goes_to_the_host_alone"),
     Guard("pipelines/frame_groups.py", " + member.nbytes > GROUP_BYTES", " < 0", _OPENED + "test_groups_keep_to_the_memory_that_was_planned"),
     Guard("pipelines/frame_groups.py", "            _name(group)", "            pass", _OPENED + "test_bad_frames_are_the_errors_of_the_host"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quantised_checkpoints import GPTQ_CONFIG, make_checkpoint
+from quantised_checkpoints import GPTQ_CONFIG, corrupted, make_checkpoint
 from quantised_layers import Made
 
 import holoray
@@ -28,7 +28,7 @@ from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.plan import units
 from holoray.pipelines.sealed_store import SealedStore
-from holoray.stores import MemoryStore, fragment_file
+from holoray.stores import MemoryStore
 from holoray.tensor import DTYPES, Array
 
 METHODS = ["gptq", "awq", "int8"]
@@ -222,25 +222,12 @@ def test_what_cannot_be_dequantised_is_refused(tmp_path: Path) -> None:
         encoded(tmp_path).load(dequantise="bf16")
 
 
-def _corrupted(folder: Path, ending: str, index: int) -> MemoryStore:
-    """A store of the checkpoint in which one fragment of the first tensor with such a name is damaged."""
-    store = MemoryStore()
-    holoray.encode(folder, store, compression="none")
-    sealed = holoray.open(store)
-    fragment = sealed.entry(next(t for t in sealed.manifest.by_name if t.endswith(ending))).fragments[index]
-    file = fragment_file(fragment.file)
-    data = bytearray(store.blobs[file])
-    data[fragment.offset] ^= 1
-    store.blobs[file] = bytes(data)
-    return store
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_layer_with_a_corrupt_tensor_is_zeros(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Corrupt integers would be read as zeros, and stand for weights of -zero * scale: were they not mandatory."""
     monkeypatch.setattr("holoray.pipelines.loader.check_mandatory", lambda *_: None)
     made, _ = make_checkpoint(tmp_path, method)
-    store = _corrupted(tmp_path, "0.proj.weight" if method == "int8" else "0.proj.qweight", 0)
+    store = corrupted(tmp_path, "0.proj.weight" if method == "int8" else "0.proj.qweight", 0)
     got = holoray.open(store, fault_policy=FaultPolicy(skip_corrupted=True)).load(dequantise="bf16")
     assert not got["model.layers.0.proj.weight"].any()
     expected = made["model.layers.1.proj"].expected(DTYPES["BF16"])
@@ -251,7 +238,7 @@ def test_a_layer_with_a_corrupt_tensor_is_zeros(method: str, tmp_path: Path, mon
 def test_corrupt_integers_are_not_skipped(method: str, ending: str, tmp_path: Path) -> None:
     """They have no energy, so the quality would be 1 without them."""
     make_checkpoint(tmp_path, method)
-    store = _corrupted(tmp_path, ending, 0)
+    store = corrupted(tmp_path, ending, 0)
     with pytest.raises(QualityError, match="cannot be skipped") as caught:
         holoray.open(store, fault_policy=FaultPolicy(skip_corrupted=True)).load(dequantise="bf16")
     assert str(caught.value.tensor).endswith(ending)
