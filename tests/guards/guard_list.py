@@ -33,6 +33,7 @@ _LIES = "formats/test_safetensors.py::test_lies_are_format_errors"
 _FULL = "hardening/test_full_disk.py::"
 _KILLS = "hardening/test_killed_encodes.py::test_kills_at_some_steps_and_random_moments"
 _HTTP = "stores/test_hostile_http.py::"
+_BOOK = "pipelines/test_source_policy.py::"
 _POOL = "pipelines/test_source_pool.py::"
 _STATE = "actors/test_state.py::"
 _DEVICE_LOAD = "cuda/test_device_load.py::"
@@ -235,6 +236,17 @@ SOURCES: Final = (
     Guard("stores/redirects.py", "if max(map(scope, addresses)) > here:", "if False:", _HTTP + "test_a_redirect_never_leads_closer"),
     Guard("stores/redirects.py", "ip = _within(ip_address(", "ip = (ip_address(", _HTTP + "test_who_can_reach_an_address"),
     Guard("pipelines/loader.py", "    check_mandatory(manifest, progress, \"", "    str(\"", _POOL + "test_a_mandatory_tensor_cannot_be_skipped"),
+    Guard("pipelines/source_book.py", "if i not in avoid and not self.is_quarantined(source)]", "if i not in avoid]", _BOOK + "test_a_source_that_was_convicted_often_enough_is_never_asked_again"),
+    Guard("pipelines/source_book.py", "if retry and not self._may_retry(now):", "if False:", _BOOK + "test_retries_have_a_budget_that_time_and_successes_fill"),
+    Guard("pipelines/source_book.py", "first = min(self.sources[i].priority for i in steady)", "first = min(self.sources[i].priority for i in usable)", _BOOK + "test_who_owes_an_answer_is_not_waited_for_by_what_a_lower_priority_could_give"),
+    Guard("pipelines/source_book.py", "            left = [i for i in left if not self._may_be_stalled(self.sources[i], now)] or left\n", "", _BOOK + "test_schedules"),
+    Guard("pipelines/source_book.py", "            left = [i for i in left if self.sources[i].failures == fewest]\n", "", _BOOK + "test_who_never_answers_does_not_keep_a_range_from_those_of_a_lower_priority"),
+    Guard("pipelines/source_book.py", "if not self.policy.hedge_share or self._hedged_bytes + attempt.nbytes > allowed:", "if not self.policy.hedge_share:", _BOOK + "test_hedges_wait_for_the_tail_and_keep_to_their_budget"),
+    Guard("pipelines/source_book.py", "        if now < source.ready_at:\n            return False\n", "", _BOOK + "test_the_breaker_opens_and_lets_single_tries_through"),
+    Guard("pipelines/source_book.py", "return not (careful and source.in_flight)", "return True", _BOOK + "test_a_source_of_unknown_speed_gets_one_small_request"),
+    Guard("pipelines/source_book.py", "if not self._is_full(source) and self._has_room(source, wanted):", "if not self._is_full(source):", _BOOK + "test_schedules"),
+    Guard("pipelines/source_book.py", "if not self._is_full(source) and self._has_room(source, wanted):", "if self._has_room(source, wanted):", _BOOK + "test_schedules"),
+    Guard("pipelines/source_book.py", "beyond = self.policy.breaker_s * 2 **", "beyond = 0 *", _BOOK + "test_the_breaker_opens_and_lets_single_tries_through"),
     Guard("pipelines/span_request.py", "and self._is_nowhere(part.member)", "", "pipelines/test_source_policy.py::test_what_a_silent_source_may_have_is_not_corrupt"),
     Guard("pipelines/source_pool.py", "        out[: len(data)] = data\n", "", _POOL + "test_who_comes_late_changes_nothing"),
 )  # fmt: skip
