@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,6 +13,11 @@ from holoray.errors import UsageError
 from holoray.pipelines.plan import Unit
 
 ANYWHERE: Final = ""
+
+
+def slots_of(units: Iterable[Unit]) -> Iterator[Slot]:
+    """The slots that units fill."""
+    return ((unit.tensor, unit.slot) for unit in units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +90,19 @@ class Worker:
 
 @dataclass(slots=True)
 class Node:
-    """What a node holds: `base`, the last generation whole; of the one in the making, `have` and `sealed`.
+    """What a node holds: slots of the last generation, `base`; of the one in the making, `have` and `sealed`.
 
     `known`: it was surveyed since its first worker joined. `alone_since`: it has no worker any more.
     """
 
-    base: bool = False
+    base: set[Slot] = field(default_factory=set)
     have: set[Slot] = field(default_factory=set)
     sealed: set[int] = field(default_factory=set)
     closed: bool = False
     known: bool = False
     alone_since: float | None = None
     queue: deque[Task] = field(default_factory=deque)
+
+    def has_base_of(self, task: Task) -> bool:
+        """Whether all that the task refines is here."""
+        return not task.refines or self.base.issuperset(slots_of(task.units))

@@ -46,8 +46,8 @@ from holoray.actors.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from holoray.actors.roster import Node, Policy, Task, Worker
-from holoray.actors.todo import Todo, held_anywhere, slots_of
+from holoray.actors.roster import Node, Policy, Task, Worker, slots_of
+from holoray.actors.todo import Todo, held_anywhere
 from holoray.errors import HolorayError, IntegrityError, SourceError, WorkerLostError
 from holoray.manifest import Manifest
 from holoray.pipelines.ledger import QualityLedger
@@ -138,7 +138,7 @@ class Brain:
             case NodeLost(node=node):
                 for worker in [w for w, state in (self._muster | self._workers).items() if state.node == node]:
                     self._lose(worker)
-                self._nodes.pop(node, None)
+                self._forget(node)
                 self._unseen.discard(node)
             case Pulse(worker=worker):
                 self._heard(worker)
@@ -185,6 +185,7 @@ class Brain:
             self._todo.learn(node, found.last, found.making)
             self._unseen.discard(task.node)
             self._skip(node.have)
+            self._drop_vain()
             return
         self._restarts = 0
         node.have.update(task.slots, slots_of(task.units))
@@ -270,6 +271,16 @@ class Brain:
         node.known, node.alone_since = False, self._now
         node.queue.clear()
 
+    def _forget(self, node: str) -> None:
+        """What a node held is gone."""
+        if self._nodes.pop(node, None) is not None:
+            self._drop_vain()
+
+    def _drop_vain(self) -> None:
+        """Refining that no node could do any more: the next plan finds these slots again, from nothing."""
+        nodes = self._nodes.values()
+        self._refining = deque(task for task in self._refining if any(node.has_base_of(task) for node in nodes))
+
     def _look_at_deadlines(self) -> None:
         listened = self._now - self._ticked <= max(self.policy.silence_s / 2, 1.0)
         self._ticked = self._now
@@ -290,7 +301,7 @@ class Brain:
         for name, node in list(self._nodes.items()):
             alone = node.alone_since is not None and self._now - node.alone_since > self.policy.return_s
             if alone and name != self.home:  # which has the consumer, who guards it
-                del self._nodes[name]
+                self._forget(name)
         if self._now - self._began > self.policy.return_s:
             peopled = {state.node for state in (self._muster | self._workers).values()}
             self._unseen &= {self.home or "", *peopled}
@@ -360,15 +371,13 @@ class Brain:
         self._say(Publish(self.generation, self._ledger.quality, final=self.generation == len(self._goals)))
         self._awaited = self.generation
         for name, node in self._nodes.items():
-            alone_since = node.alone_since
-            self._nodes[name] = Node(base=name in manned, known=name in manned, alone_since=alone_since)
+            base = set(self._todo.goal.whole) if name in manned else set()
+            self._nodes[name] = Node(base, known=name in manned, alone_since=node.alone_since)
 
     # -- giving work out --------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
         """One task a worker and round, the least busy first, so that a short queue is shared."""
-        if not any(node.base for node in self._nodes.values()):
-            self._refining.clear()  # nobody could any more: the next plan finds these slots again, from nothing
         for depth in range(self.policy.in_flight):
             for name, worker in list(self._workers.items()):
                 if len(worker.flying) <= depth and not self.done:
@@ -398,8 +407,8 @@ class Brain:
 
     def _next_task(self, name: str, worker: Worker) -> Task | None:
         for queue in self._queues(worker):
-            while queue and not self._should_pass(queue[0], name):
-                task = queue.popleft()
+            while task := next((task for task in queue if self._may_take(name, task)), None):
+                queue.remove(task)
                 if task.kind is not Kind.TRANSFER or self._crew(task.source):
                     return task
                 # Its source is gone: the next plan finds these slots again, wherever they are then.
@@ -409,24 +418,28 @@ class Brain:
         """Where the worker finds work: on its node, and, once that is known, what it may ingest."""
         node = self._nodes[worker.node]
         yield node.queue
-        if not node.known:
-            return
-        if node.base and (worker.ingests or not self._has_ingesting_base()):
+        if node.known:
             yield self._refining
-        if worker.ingests:
-            yield self._fresh
+            if worker.ingests:
+                yield self._fresh
+
+    def _may_take(self, name: str, task: Task) -> bool:
+        """Whether a worker can do a task, and need not leave it to somebody else.
+
+        It leaves what it failed in; a receiver leaves everything, unless it alone sits where the last generation is.
+        """
+        worker = self._workers[name]
+        if task.kind is not Kind.INGEST:
+            return task.failed_on != name or len(self._crew(worker.node)) == 1
+        if not self._nodes[worker.node].has_base_of(task):
+            return False
+        if worker.ingests and task.failed_on != name:
+            return True
+        others = (other for other_name, other in self._workers.items() if other_name != name and other.ingests)
+        return not any(self._nodes[other.node].has_base_of(task) for other in others)
 
     def _ingest_queue(self, task: Task) -> deque[Task]:
         return self._refining if task.refines else self._fresh
-
-    def _should_pass(self, task: Task, worker: str) -> bool:
-        """Whether to leave a task that failed here to somebody else who could do it."""
-        if task.failed_on != worker:
-            return False
-        others = (state for name, state in self._workers.items() if name != worker)
-        if task.kind is not Kind.INGEST:
-            return any(other.node == task.node for other in others)
-        return any(other.ingests and (self._nodes[other.node].base or not task.refines) for other in others)
 
     # -- small words ------------------------------------------------------------------------------------------
 
@@ -442,10 +455,6 @@ class Brain:
 
     def _has_ingesting(self) -> bool:
         return any(worker.ingests for worker in self._workers.values())
-
-    def _has_ingesting_base(self) -> bool:
-        """Whether somebody who ingests sits where the last generation is; else a receiver must refine it."""
-        return any(worker.ingests and self._nodes[worker.node].base for worker in self._workers.values())
 
     def _count(self, units: Sequence[Unit]) -> None:
         for unit in units:

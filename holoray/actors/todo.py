@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from holoray.actors.goals import Goal, first_layer, needs_sealing
 from holoray.actors.messages import Group, Holdings, Kind, Slot
-from holoray.actors.roster import ANYWHERE, Node, Policy, Task
+from holoray.actors.roster import ANYWHERE, Node, Policy, Task, slots_of
 from holoray.manifest import Manifest
 from holoray.pipelines.plan import Unit, batches
 
@@ -26,31 +26,37 @@ class Todo:
         self._manifest = manifest
         self._policy = policy
         self._expected = expected
-        self._changed = {(u.tensor, u.slot) for u in goal.new}
+        self._new = dict(zip(slots_of(goal.new), goal.new, strict=True))
         self._stateful = _stateful(manifest, goal)
         self._slot_bytes = [_slot_bytes(manifest, t) for t in range(len(manifest.tensors))]
 
     def learn(self, node: Node, last: Holdings, making: Holdings) -> None:
         """Take over what a survey of the node found."""
         node.known = True
-        node.base = self._last is not None and (
-            last.slots >= self._last.whole.keys() and last.sealed >= set(_stateful(self._manifest, self._last))
-        )
+        node.base = set() if self._last is None else set(last.slots & self._last.whole.keys())
+        if self._last is not None:
+            stale = set(_stateful(self._manifest, self._last)) - last.sealed
+            node.base = {slot for slot in node.base if slot[0] not in stale}
         node.have = set(making.slots & self.goal.whole.keys())
         node.sealed = set(making.sealed)
 
     def ingest(self, nodes: Collection[Node]) -> Iterator[Task]:
-        """Slots that no node has: those with new fragments; all, where no node has the last generation.
+        """Slots that no node has: those with new fragments, and those that no node has of the last generation either.
 
-        A task refines either all its slots, which only a node with the last generation can, or none.
+        A task refines either all its slots, which only a node with all of them in the last generation can, or none.
         """
-        based = any(node.base for node in nodes)
         held = held_anywhere(nodes)
-        wanted = self.goal.new if based else self.goal.whole.values()
-        missing = [unit for unit in wanted if (unit.tensor, unit.slot) not in held]
-        share = sum(u.stored_bytes for u in missing) // (self._expected * self._policy.batches_per_worker)
-        for refines in (False, True):
-            group = [unit for unit in missing if bool(first_layer(unit)) == refines]
+        groups: dict[tuple[int, ...], list[Unit]] = {(): []}
+        for slot, whole in self.goal.whole.items():
+            if slot in held:
+                continue
+            bases = tuple(number for number, node in enumerate(nodes) if slot in node.base)
+            unit = self._new.get(slot) if bases else whole
+            if unit is not None:  # else it is carried by whoever has it
+                groups.setdefault(bases if first_layer(unit) else (), []).append(unit)
+        total = sum(unit.stored_bytes for group in groups.values() for unit in group)
+        share = total // (self._expected * self._policy.batches_per_worker)
+        for group in groups.values():
             for batch in batches(group, min(share, self._policy.batch_bytes)):
                 yield Task(Kind.INGEST, ANYWHERE, units=batch)
 
@@ -62,7 +68,7 @@ class Todo:
         node = nodes[name]
         groups: dict[str, list[Slot]] = {}
         for slot in self.lacking(node):
-            if node.base and slot not in self._changed:
+            if slot in node.base and slot not in self._new:
                 groups.setdefault(name, []).append(slot)
                 continue
             peer = next((peer for peer, other in nodes.items() if slot in other.have), None)
@@ -110,10 +116,6 @@ def held_anywhere(nodes: Iterable[Node]) -> set[Slot]:
 
 def _holder(slot: Slot, nodes: Sequence[Node]) -> int | None:
     return next((rank for rank, node in enumerate(nodes) if slot in node.have), None)
-
-
-def slots_of(units: Iterable[Unit]) -> Iterator[Slot]:
-    return ((unit.tensor, unit.slot) for unit in units)
 
 
 def _stateful(manifest: Manifest, goal: Goal) -> list[int]:

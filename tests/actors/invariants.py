@@ -74,9 +74,10 @@ class Invariants:
             segment = world.segments[name].get(generation, {})
             for slot in node.have:
                 assert segment.get(slot) == self._wanted[generation - 1][slot], f"belief: {slot} on {name} is not held"
-            if node.base:
-                last = world.segments[name].get(generation - 1, {})
-                assert last == self._wanted[generation - 2], f"belief: {name} does not hold the last generation"
+            last = world.segments[name].get(generation - 1, {})
+            for slot in node.base:
+                wanted = self._wanted[generation - 2][slot]
+                assert last.get(slot) == wanted, f"belief: {slot} of the last generation is not on {name}"
 
     def _the_stopped_are_found(self) -> None:
         """Long before the deadline of a task: in the bound of silence, a tick, and what was still on its way."""

@@ -195,11 +195,13 @@ STATE: Final = (
     Guard("actors/state.py", "units=_without(again.units, held_anywhere(self._nodes.values()))", "units=again.units", _STATE + "test_what_a_survey_finds_while_it_is_under_way_is_not_tried_again"),
     Guard("actors/state.py", "            self._skip(node.have)", "            pass", _STATE + "test_what_was_done_before_its_worker_died_is_found_by_the_survey"),
     Guard("actors/state.py", "if any(self._todo.lacking(node) for node in manned.values()):", "if False:", _STATE + "test_a_node_without_workers_is_waited_for_and_then_read_again"),
-    Guard("actors/todo.py", "if (unit.tensor, unit.slot) not in held]", "]", _STATE + "test_every_schedule_ends_whole"),
+    Guard("actors/todo.py", "if slot in held:", "if False:", _STATE + "test_every_schedule_ends_whole"),
     Guard("actors/state.py", "if task.kind is not Kind.TRANSFER or self._crew(task.source):", "if True:", _STATE + "test_every_schedule_ends_whole"),
-    Guard("actors/state.py", "while queue and not self._should_pass(queue[0], name):", "while queue:", _STATE + "test_a_failed_task_is_tried_by_somebody_else"),
+    Guard("actors/state.py", "if worker.ingests and task.failed_on != name:", "if worker.ingests:", _STATE + "test_a_failed_task_is_tried_by_somebody_else"),
     Guard("actors/state.py", "fence=tuple(self._fallen.get(worker.node, ()))", "fence=()", _STATE + "test_stale_and_repeated_answers_are_ignored"),
-    Guard("actors/todo.py", "if node.base and slot not in self._changed:", "if node.base:", _STATE + "test_every_schedule_ends_whole"),
+    Guard("actors/todo.py", "if slot in node.base and slot not in self._new:", "if slot in node.base:", _STATE + "test_every_schedule_ends_whole"),
+    Guard("actors/todo.py", "if slot[0] not in stale}", "}", _STATE + "test_only_the_hole_of_a_last_generation_is_read_from_nothing"),
+    Guard("actors/roster.py", "self.base.issuperset(slots_of(task.units))", "bool(self.base)", _STATE + "test_refining_is_for_who_has_exactly_these_slots"),
     Guard("actors/state.py", "if len(worker.flying) <= depth and", "if", _STATE + "test_workers_pull_two_tasks_at_a_time"),
 )  # fmt: skip
 
