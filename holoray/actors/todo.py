@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from holoray.actors.goals import Goal, first_layer, needs_sealing
-from holoray.actors.messages import Group, Holdings, Kind, Slot
+from holoray.actors.messages import Group, Kind, Shard, Slot, Survey
 from holoray.actors.roster import ANYWHERE, Node, Policy, Task, slots_of
 from holoray.manifest import Manifest
 from holoray.pipelines.plan import Unit, batches
@@ -30,17 +30,27 @@ class Todo:
         self._stateful = _stateful(manifest, goal)
         self._slot_bytes = [_slot_bytes(manifest, t) for t in range(len(manifest.tensors))]
 
-    def learn(self, node: Node, last: Holdings, making: Holdings) -> None:
+    def learn(self, node: Node, found: Survey) -> None:
         """Take over what a survey of the node found."""
-        node.known = True
-        node.base = set() if self._last is None else set(last.slots & self._last.whole.keys())
+        last, making = found.last, found.making
+        node.known, node.shard = True, found.shard
+        node.base = set()
         if self._last is not None:
             stale = set(_stateful(self._manifest, self._last)) - last.sealed
-            node.base = {slot for slot in node.base if slot[0] not in stale}
-        node.have = set(making.slots & self.goal.whole.keys())
+            whole = last.slots & self._last.whole.keys()
+            node.base = {slot for slot in whole if slot[0] not in stale and node.takes(slot)}
+        node.have = {slot for slot in making.slots & self.goal.whole.keys() if node.takes(slot)}
         node.sealed = set(making.sealed)
 
-    def ingest(self, nodes: Collection[Node]) -> Iterator[Task]:
+    def alone(self, name: str, node: Node, shard: Shard | None) -> Iterator[Task]:
+        """What a node that is to hold a shard does next, none of which another node could do for it."""
+        if node.shard != shard:
+            yield Task(Kind.SURVEY, name, shard=shard)
+            return
+        filling = [*self.ingest([node], name), *self.combine(name, {name: node}, together=False)]
+        yield from filling or self.seal(name, node)
+
+    def ingest(self, nodes: Collection[Node], where: str = ANYWHERE) -> Iterator[Task]:
         """Slots that no node has: those with new fragments, and those that no node has of the last generation either.
 
         A task refines either all its slots, which only a node with all of them in the last generation can, or none.
@@ -48,17 +58,18 @@ class Todo:
         held = held_anywhere(nodes)
         groups: dict[tuple[int, ...], list[Unit]] = {(): []}
         for slot, whole in self.goal.whole.items():
-            if slot in held:
+            if slot in held or not any(node.takes(slot) for node in nodes):
                 continue
             bases = tuple(number for number, node in enumerate(nodes) if slot in node.base)
             unit = self._new.get(slot) if bases else whole
             if unit is not None:  # else it is carried by whoever has it
                 groups.setdefault(bases if first_layer(unit) else (), []).append(unit)
         total = sum(unit.stored_bytes for group in groups.values() for unit in group)
-        share = total // (self._expected * self._policy.batches_per_worker)
+        workers = self._expected if where == ANYWHERE else 1
+        share = total // (workers * self._policy.batches_per_worker)
         for group in groups.values():
             for batch in batches(group, min(share, self._policy.batch_bytes)):
-                yield Task(Kind.INGEST, ANYWHERE, units=batch)
+                yield Task(Kind.INGEST, where, units=batch)
 
     def combine(self, name: str, nodes: Mapping[str, Node], *, together: bool) -> Iterator[Task]:
         """What one of the nodes lacks, by where it is to be had; what nobody has yet is being carried somewhere.
@@ -93,12 +104,12 @@ class Todo:
             yield Task(Kind.COMBINE, name, slots=slots, group=group, rank=rank)
 
     def lacking(self, node: Node) -> list[Slot]:
-        """Slots of the generation that a node does not hold."""
-        return [slot for slot in self.goal.whole if slot not in node.have]
+        """Slots of the generation that a node is to hold and does not."""
+        return [slot for slot in self.goal.whole if slot not in node.have and node.takes(slot)]
 
     def seal(self, name: str, node: Node) -> Iterator[Task]:
         """Tensors of a node that hold all their slots and are not up to date with them; at least one task a node."""
-        todo = [t for t in self._stateful if t not in node.sealed]
+        todo = [t for t in self._stateful if t not in node.sealed and (node.shard is None or t in node.shard.tensors)]
         for group in cut(todo, [self._manifest.tensors[t].spec.nbytes for t in todo], self._policy.copy_bytes):
             yield Task(Kind.SEAL, name, tensors=tuple(group))
         if not todo and not node.closed:

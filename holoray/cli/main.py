@@ -309,6 +309,13 @@ def warmup(
     device: Annotated[str, typer.Option(help="Where weights go: cpu, or cuda for every GPU of the cluster.")] = "cpu",
     device_bytes: DeviceBytes = None,
     decompress: Decompress = "host",
+    placement: Annotated[
+        str, typer.Option(help="What each GPU gets: replicate, all tensors; or shard, each tensor on one of them.")
+    ] = "replicate",
+    place: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB=NUMBER", help="With shard: tensors that go to shard NUMBER, from 0 (repeatable)."),
+    ] = None,
     quality: Annotated[
         list[float] | None, typer.Option(help="Publish a generation at this quality (repeatable).")
     ] = None,
@@ -347,6 +354,8 @@ def warmup(
         device=device,
         device_bytes=device_bytes,
         decompress=decompress,
+        placement=placement,
+        place=tuple(place or ()),
     )
     out.result(
         values,

@@ -1,6 +1,6 @@
 """A world without Ray for the brain: workers that take time, die, hang and leave garbage behind, sources that fail and
 lie, nodes that come and go, and coordinators that are killed and followed by others. With `devices`, each worker is a
-node of its own, which goes with it, and devices combine (`meetings.py`).
+node of its own, which goes with it, and devices combine (`meetings.py`), or, with `shards`, hold a part of the tensors.
 
 One seed is one schedule. Segments are modelled as {slot: fragments in it}; whatever is being written is `GARBAGE`
 until it is done, and a killed worker goes on writing garbage until somebody fences it.
@@ -32,6 +32,7 @@ from holoray.actors.messages import (
     Pulse,
     Restart,
     Retire,
+    Shard,
     Slot,
     Survey,
     Taken,
@@ -41,6 +42,7 @@ from holoray.actors.messages import (
     WorkerJoined,
     WorkerLost,
 )
+from holoray.actors.placement import REPLICATE, SHARD, Placement
 from holoray.actors.roster import Policy
 from holoray.actors.state import Brain
 from holoray.errors import IntegrityError, SourceError, WorkerLostError
@@ -71,6 +73,8 @@ class Faults:
     duplicates: float = 0.0
     hangs: float = 0.0
     start_failures: float = 0.0
+    no_returns: float = 0.0
+    """Of workers that are lost, those for whom no other comes."""
 
 
 @dataclass
@@ -101,13 +105,16 @@ class Simulation:
         workers: int = 2,
         receiver: bool = False,
         devices: bool = False,
+        shards: bool = False,
         faults: Faults = Faults(),
         policy: Policy = PATIENT,
     ) -> None:
         self.rng = random.Random(seed)
         self.manifest, self.qualities, self.faults, self.policy = manifest, qualities, faults, policy
         self.expected = workers
-        self.devices = devices
+        self.devices, self.shards = devices, shards
+        self.told: dict[str, Shard] = {}
+        """What each device knows that it is to hold."""
         self.home = None if devices else HOME
         self.meetings = Meetings(self)
         self.now = 0.0
@@ -136,6 +143,8 @@ class Simulation:
             self._start(f"n{(i + first) % nodes}")
         if receiver:
             self._start(HOME, ingests=False)
+        for _ in range(self.rng.choice([0, 0, 1, 2]) if shards else 0):
+            self._start("")
         self._at(1.0, self._tick)
         incidents = (
             (faults.kills, self._kill_somebody),
@@ -256,7 +265,9 @@ class Simulation:
             self.qualities,
             home=self.home,
             expected=self.expected,
-            collective=self.devices,
+            collective=self.devices and not self.shards,
+            placement=Placement(SHARD if self.shards else REPLICATE),
+            reign=self.reign,
             policy=self.policy,
             **inheritance,
         )
@@ -324,11 +335,20 @@ class Simulation:
         self._write_garbage(worker.node, task)
         if self.rng.random() < self.faults.hangs:
             worker.stopped = self.now if self.rng.random() < 0.5 else None  # then its heart beats on
+            if self.shards:
+                self._at(self.rng.uniform(5, 30), lambda: self._go_on(name, task, reign))
             return
         if task.kind is Kind.COMBINE:
             self.meetings.begin(name, task, reign)
             return
         self._at(self.rng.expovariate(4.0), lambda: self._end(name, task, reign))
+
+    def _go_on(self, name: str, task: Assign, reign: int) -> None:
+        """A worker that was stopped for some time, and given up by somebody who could not say so any more."""
+        worker = self.workers[name]
+        if worker.alive and worker.busy is task:
+            worker.stopped = None
+            self._end(name, task, reign)
 
     def _write_garbage(self, node: str, task: Assign) -> None:
         if task.kind is Kind.SURVEY:
@@ -342,6 +362,8 @@ class Simulation:
         worker = self.workers[name]
         if not worker.alive:
             return
+        if task.shard is not None:
+            self._settle(worker.node, task.shard, task.generation)
         error = self._misfortune(task)
         if error is not None:
             self.answer_failed(name, task, reign, error)
@@ -379,7 +401,16 @@ class Simulation:
     def _survey(self, node: str, generation: int) -> Survey:
         for old in [g for g in self.segments[node] if g < generation - 1]:
             del self.segments[node][old]
-        return Survey(self._holdings(node, generation - 1), self._holdings(node, generation))
+        return Survey(self._holdings(node, generation - 1), self._holdings(node, generation), self.told.get(node))
+
+    def _settle(self, node: str, shard: Shard, generation: int) -> None:
+        """Who is to hold less than before begins anew."""
+        before = self.told.get(node)
+        self.told[node] = shard
+        if before is not None and not before.tensors <= shard.tensors:
+            for number in (generation - 1, generation):
+                self.segments[node].pop(number, None)
+                self.sealed.pop((node, number), None)
 
     def _holdings(self, node: str, generation: int) -> Holdings:
         segment = self.segments[node].get(generation, {})
@@ -438,11 +469,11 @@ class Simulation:
             self.invariants.excuse(task)
 
     def _obey(self, command: Command) -> None:
+        reign = self.reign
         match command:
             case Assign(worker=name):
                 self.invariants.of_assignment(command)
                 self.awaited.setdefault(name, {})[command.epoch] = command
-                reign = self.reign
                 self.workers[name].queue.append((reign, command))
                 self._begin(name)
             case Abort(worker=name, group=number):
@@ -455,7 +486,12 @@ class Simulation:
                 self.segments.get(self.workers[name].node, {}).pop(generation, None)
             case Restart(worker=name):
                 self._void(name)
-                self._replace(name)
+                if self.shards:
+                    self._at(self.rng.uniform(0, 3), lambda: self._dismiss(name, reign))
+                    if self.faults.coordinator_kills and self.rng.random() < 0.3:
+                        self._at(self.rng.uniform(0, 3), self._kill_coordinator)
+                else:
+                    self._replace(name)
             case GiveUp(error=error):
                 self.gave_up = error
 
@@ -466,6 +502,11 @@ class Simulation:
         generation = publication.generation
         self._at(self.rng.uniform(0, 1), lambda: self._feed(Taken(self.now, generation)))
 
+    def _dismiss(self, name: str, reign: int) -> None:
+        """The driver hears whom to replace, unless the coordinator died before: then the next one musters it."""
+        if reign == self.reign or name not in self.staff:
+            self._replace(name)
+
     def _replace(self, name: str) -> None:
         """What the driver does with a worker that is given up."""
         self.staff.pop(name, None)
@@ -473,7 +514,8 @@ class Simulation:
         old = self.workers[name]
         self.fallen.setdefault(old.node, []).append(name)
         if self.devices:
-            self._start("")
+            if self.rng.random() >= self.faults.no_returns or not any(w.alive for w in self.workers.values()):
+                self._start("")
             return
         stays = old.node == HOME or self.rng.random() < 0.7
         node = old.node if stays else self.rng.choice(sorted(self.segments))
