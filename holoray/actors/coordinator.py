@@ -156,6 +156,7 @@ class Coordinator:
                 expected=expected,
                 collective=spec.accelerator is not None and not spec.placement.is_sharded,
                 placement=spec.placement,
+                in_place=spec.accelerator is not None and spec.accelerator.in_place,
                 reign=legacy.reign,
                 policy=policy,
                 taken=legacy.taken,

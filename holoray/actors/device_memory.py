@@ -46,7 +46,7 @@ class Block:
 
 
 @dataclass(slots=True)
-class _Generation:
+class Generation:
     """Its blocks, the bytes of each tensor in them, and whether it was sealed since somebody last wrote there."""
 
     marks: Marks
@@ -74,6 +74,12 @@ class DeviceGenerations(SlotMemory):
     """
 
     device: Device
+    _spare_states = 1
+    """State of so many tensors is there twice for a moment, while the next generation takes it over."""
+    _lack_hint = (
+        "two generations must fit at a time: ask for fewer target qualities, for in_place, or for placement shard, or "
+        "use larger or more devices"
+    )
 
     def __init__(
         self,
@@ -94,7 +100,7 @@ class DeviceGenerations(SlotMemory):
         pairs = list(zip([t.spec for t in manifest.tensors], manifest.codecs, strict=True))
         self._state_bytes = [state_nbytes(spec, codec) for spec, codec in pairs]
         self._turn_bytes = [turn_nbytes(spec, codec) for spec, codec in pairs]
-        self._generations: dict[int, _Generation] = {}
+        self._generations: dict[int, Generation] = {}
         self._before: dict[int, Accumulator] = {}
         """Accumulators of the last generation whose state goes on, until that is taken over."""
 
@@ -179,7 +185,7 @@ class DeviceGenerations(SlotMemory):
     def _holdings(self, generation: int) -> Holdings:
         return self._generations[generation].marks.holdings() if generation in self._generations else Holdings()
 
-    def _published(self, generation: int) -> _Generation:
+    def _published(self, generation: int) -> Generation:
         """A generation, unless it is still being made: then it is not known to anybody but a device given up."""
         found = self._generations.get(generation)
         if found is None or not found.closed:
@@ -188,9 +194,10 @@ class DeviceGenerations(SlotMemory):
 
     @property
     def _kept_bytes(self) -> int:
-        """Generations, and what is kept to refine tensors: that of one twice, while the next takes it over."""
-        states = [self._state_bytes[tensor] for tensor in self._tensors]
-        return sum(g.nbytes for g in self._generations.values()) + sum(states) + max(states, default=0)
+        """Generations, which may share blocks, and what is kept to refine tensors."""
+        blocks = {id(block): block.layout.nbytes for g in self._generations.values() for block in g.blocks}
+        states = sorted((self._state_bytes[tensor] for tensor in self._tensors), reverse=True)
+        return sum(blocks.values()) + sum(states) + sum(states[: self._spare_states])
 
     def _check_room(self, more: int) -> None:
         """Before a generation is allocated, and so before anything of it is read."""
@@ -199,16 +206,19 @@ class DeviceGenerations(SlotMemory):
             raise CapacityError(
                 f"a generation takes {more} bytes of the device, what is there already and what is kept to refine it "
                 f"{self._kept_bytes}, decoding {turn}: more than {self.limit_bytes}",
-                hint="two generations must fit at a time: ask for fewer target qualities, place a shard on each of "
-                "several devices, or use larger or more devices",
+                hint=self._lack_hint,
             )
 
     def _open(self, generation: int) -> tuple[Any, Marks]:
         if generation not in self._generations:
-            self._generations[generation] = _Generation(self._no_marks())
+            self._generations[generation] = self._make_generation(generation)
         stateful = {t: a for t, a in self._accumulators.items() if a.needs_finalize}
         self._before = self._before | stateful if generation == self._making + 1 else {}
         return self._generations[generation], self._generations[generation].marks
+
+    def _make_generation(self, number: int) -> Generation:
+        """A generation of which nothing is there yet."""
+        return Generation(self._no_marks())
 
     def _no_marks(self) -> Marks:
         return Marks(self._manifest, np.zeros(Marks.nbytes(self._manifest), np.uint8))
@@ -226,11 +236,18 @@ class DeviceGenerations(SlotMemory):
         self.device.synchronize()
 
     def _make_accumulator(self, tensor: int) -> Accumulator:
-        entry, codec = self._manifest.tensors[tensor], self._manifest.codecs[tensor]
-        out = device_view(self._place(self._opened(), tensor), entry.spec)
+        out = device_view(self._place(self._opened(), tensor), self._manifest.tensors[tensor].spec)
+        before = self._before.pop(tensor, None)
         with self.device.shared():  # all threads use it, on streams of their own
-            accumulator = make_device_accumulator(entry.spec, codec, out, self.device)
-        if tensor in self._before:
-            with self.device.shared():
-                accumulator.combine(self._before.pop(tensor))  # the merge law: what it held, in a new tensor
+            return self._begin_accumulator(tensor, out) if before is None else self._take_over(before, tensor, out)
+
+    def _begin_accumulator(self, tensor: int, out: Any) -> Accumulator:
+        return make_device_accumulator(
+            self._manifest.tensors[tensor].spec, self._manifest.codecs[tensor], out, self.device
+        )
+
+    def _take_over(self, before: Accumulator, tensor: int, out: Any) -> Accumulator:
+        """The state of the last generation goes on in a new tensor: the merge law."""
+        accumulator = self._begin_accumulator(tensor, out)
+        accumulator.combine(before)
         return accumulator

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 from holoray.actors.device_memory import DeviceGenerations
+from holoray.actors.in_place import InPlaceGenerations
 from holoray.actors.messages import Assign, Group, Slot, Survey
 from holoray.actors.worker import Bytes, JobSpec, Worker
 from holoray.errors import UsageError
@@ -32,7 +33,8 @@ class DeviceWorker(Worker):
 
     def _make_memory(self, manifest: Manifest) -> DeviceGenerations:
         device = self._accelerator.make_device()
-        self._device_memory = DeviceGenerations(
+        kind = InPlaceGenerations if self._accelerator.in_place else DeviceGenerations
+        self._device_memory = kind(
             manifest,
             device,
             self._accelerator.device_bytes,

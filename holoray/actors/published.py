@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ from holoray.actors.device_memory import device_layout, device_view
 from holoray.actors.locks import Names
 from holoray.actors.segment import attach_weights
 from holoray.actors.worker import Member
-from holoray.errors import SourceError, WorkerLostError
+from holoray.errors import SourceError, UsageError, WorkerLostError
 from holoray.kernels.device import Device
 from holoray.manifest import Manifest
 from holoray.tensor import Array
@@ -94,10 +93,12 @@ class OnDevices:
         return homes
 
     def _ask_all(self, method: str, generation: int) -> Iterator[tuple[Member, Any]]:
-        """Answers of those that have a generation."""
+        """Answers of those that have a generation. Raises UsageError where it is being refined in place."""
         for member in self._members():
-            with contextlib.suppress(RayError):  # it died, or came later and does not have this one yet
+            try:
                 yield member, ray.get(getattr(member.handle, method).remote(generation))
+            except RayError as error:  # it died, or came later and does not have this one yet
+                _raise_misuse(error)
 
 
 def _ask_anybody(members: Sequence[Member], method: str, *arguments: Any) -> Any:
@@ -108,6 +109,7 @@ def _ask_anybody(members: Sequence[Member], method: str, *arguments: Any) -> Any
         try:
             return ray.get(getattr(member.handle, method).remote(*arguments))
         except RayTaskError as raised:
+            _raise_misuse(raised)
             if not isinstance(raised.cause, SourceError):
                 raise
             error = raised.cause
@@ -116,11 +118,18 @@ def _ask_anybody(members: Sequence[Member], method: str, *arguments: Any) -> Any
     raise error
 
 
+def _raise_misuse(error: RayError) -> None:
+    """Another device would say the same, or worse, give what does not belong to the rest."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, UsageError):
+        raise error.cause
+
+
 def open_weights(manifest: Manifest, shared: SharedWeights, device: Device) -> dict[str, Any]:
     """What `device` has of a generation as its arrays, without a copy; it must be the device that shared it.
 
     BF16 is uint16 there. Let go of them before `on_generation` returns from the next generation: memory is freed
-    then. Raises SourceError where the generation is gone.
+    then. With `in_place` it is refined instead: arrays change between calls of `on_generation`, and read within one
+    they are of its generation. Raises SourceError where the generation is gone.
     """
     found: dict[str, Any] = {}
     for tensors, handle in shared.blocks:

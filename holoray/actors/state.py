@@ -60,9 +60,9 @@ class Brain:
     `home` is the node of the consumer: no generation is published before that node holds it. Without one, consumers
     are on all nodes, and `expected` of these must hold it. `expected` is also the number of workers that batches are
     cut for. `collective`: nodes are devices, which can combine all at once. `placement`: what is to be on each node;
-    one with a shard goes with its worker. `reign` counts brains. After a dead one: `taken` is the generation that the
-    consumer has in hand, `muster` the workers who may still be busy, each with its node, `fallen` the dead ones of each
-    node.
+    one with a shard goes with its worker. `in_place`: who begins to write a slot has it of the last generation no more.
+    `reign` counts brains. After a dead one: `taken` is the generation that the consumer has in hand, `muster` the
+    workers who may still be busy, each with its node, `fallen` the dead ones of each node.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Brain:
         expected: int,
         collective: bool = False,
         placement: Placement | None = None,
+        in_place: bool = False,
         reign: int = 1,
         policy: Policy | None = None,
         taken: int = 0,
@@ -82,7 +83,7 @@ class Brain:
     ) -> None:
         self.policy = policy or Policy()
         self.home = home
-        self._collective = collective
+        self._collective, self._in_place = collective, in_place
         self._broken: set[int] = set()
         """Groups of this generation that failed."""
         self.generation = taken + 1
@@ -116,6 +117,7 @@ class Brain:
         self._restarts = 0
         self._lonely_since: float | None = None
         self._lonely_with_some = False
+        """Since then there are devices, and it is a shard for which nobody comes."""
         self._now = self._ticked = 0.0
         self._said: list[Command] = []
 
@@ -215,8 +217,12 @@ class Brain:
         again = replace(task, attempts=task.attempts + 1, failed_on=worker)
         if task.node == ANYWHERE:  # a survey may have found its slots while they were under way
             again = again.without(held_anywhere(self._nodes.values()))
-        if task.node != ANYWHERE or again.units:
+        if task.kind is not Kind.INGEST:
             self._waiting.put_first(again)
+            return
+        nodes = self._nodes.values() if task.node == ANYWHERE else [self._nodes[task.node]]
+        for part in self._todo.again(again, nodes):
+            self._waiting.put_first(part)
 
     def _break_up(self, group: Group, error: Exception) -> None:
         """The rest of a group would wait in vain; slots travel one by one for the rest of this generation."""
@@ -409,6 +415,8 @@ class Brain:
         task = self._waiting.take(name)
         if task is None:
             return
+        if self._in_place and task.kind is not Kind.CARRY:
+            self._nodes[worker.node].base.difference_update(task.slots, slots_of(task.units))
         self._epoch += 1
         worker.flying[self._epoch] = (task, self._now)
         self._say(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from holoray.actors.goals import Goal, first_layer, needs_sealing
@@ -70,6 +71,16 @@ class Todo:
         for group in groups.values():
             for batch in batches(group, min(share, self._policy.batch_bytes)):
                 yield Task(Kind.INGEST, where, units=batch)
+
+    def again(self, task: Task, nodes: Collection[Node]) -> Iterator[Task]:
+        """An INGEST that failed as it can be done now: what none of these nodes could refine begins from nothing."""
+        if not task.refines:
+            yield from [task] if task.units else []
+            return
+        base = set().union(*(node.base for node in nodes))
+        kept = tuple(unit for unit in task.units if (unit.tensor, unit.slot) in base)
+        begun = tuple(self.goal.whole[slot] for slot in slots_of(task.units) if slot not in base)
+        yield from (replace(task, units=units) for units in (kept, begun) if units)
 
     def combine(self, name: str, nodes: Mapping[str, Node], *, together: bool) -> Iterator[Task]:
         """What one of the nodes lacks, by where it is to be had; what nobody has yet is being carried somewhere.

@@ -205,12 +205,16 @@ class WarmModel:
         """The tensors of the newest generation by name: read-only views of shared memory, not copies.
 
         Of weights on devices they are copies on the host; `on_device` gives those themselves. BF16 comes as
-        `ml_dtypes.bfloat16`. Raises QualityError while there is no generation.
+        `ml_dtypes.bfloat16`. Raises QualityError while there is no generation, and UsageError while weights are
+        refined in place, which they never are within `on_generation`.
         """
         return dict(self._tensors())
 
     def on_device(self) -> list[SharedWeights]:
-        """Where the newest generation lies on each device; `open_weights` opens it in a process on that device."""
+        """Where the newest generation lies on each device; `open_weights` opens it in a process on that device.
+
+        Raises QualityError and UsageError as `state_dict` does.
+        """
         self._check_published()
         if not isinstance(self._weights, OnDevices):
             raise UsageError("these weights are in shared memory", hint="state_dict() gives them without a copy")

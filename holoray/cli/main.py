@@ -316,6 +316,10 @@ def warmup(
         list[str] | None,
         typer.Option(metavar="GLOB=NUMBER", help="With shard: tensors that go to shard NUMBER, from 0 (repeatable)."),
     ] = None,
+    in_place: Annotated[
+        bool,
+        typer.Option("--in-place", help="On GPUs: refine weights where they are: memory for one generation, not two."),
+    ] = False,
     quality: Annotated[
         list[float] | None, typer.Option(help="Publish a generation at this quality (repeatable).")
     ] = None,
@@ -356,6 +360,7 @@ def warmup(
         decompress=decompress,
         placement=placement,
         place=tuple(place or ()),
+        in_place=in_place,
     )
     out.result(
         values,

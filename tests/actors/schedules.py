@@ -3,6 +3,7 @@
 python tests/actors/schedules.py SEED [SEED...]            replays schedules, and says what happened
 python tests/actors/schedules.py --devices ...             with workers that are devices, and combine
 python tests/actors/schedules.py --shards ...              with devices that hold a part of the tensors each
+python tests/actors/schedules.py --in-place ...            with devices that refine where they are, also with --shards
 python tests/actors/schedules.py --range START END         runs many in silence; says how each that fails is replayed
 """
 
@@ -23,10 +24,10 @@ SPREADING: Final = replace(PATIENT, patience_s=20.0)
 manifest_of = cache(make_manifest)
 
 
-def schedule(seed: int, *, devices: bool = False, shards: bool = False) -> Simulation:
+def schedule(seed: int, *, devices: bool = False, shards: bool = False, in_place: bool = False) -> Simulation:
     """Everything about a schedule, from its seed."""
     rng = random.Random(seed)
-    devices = devices or shards
+    devices = devices or shards or in_place
     faults = Faults(
         kills=rng.randint(0, 6),
         node_losses=rng.randint(0, 2),
@@ -48,18 +49,19 @@ def schedule(seed: int, *, devices: bool = False, shards: bool = False) -> Simul
         receiver=rng.random() < 0.3 and not devices,
         devices=devices,
         shards=shards,
+        in_place=in_place,
         faults=faults,
         policy=SPREADING if shards else PATIENT,
     )
 
 
-def run(seed: int, *, devices: bool = False, shards: bool = False) -> Simulation:
+def run(seed: int, **kind: bool) -> Simulation:
     """Run a schedule to its end; a failure names the command that replays it."""
     try:
-        return schedule(seed, devices=devices, shards=shards).run()
+        return schedule(seed, **kind).run()
     except AssertionError as error:
-        replay = f"python tests/actors/schedules.py {'--devices ' * devices}{'--shards ' * shards}{seed}"
-        raise AssertionError(f"{error}\n  replay: {replay}") from error
+        options = "".join(f"--{name.replace('_', '-')} " for name, chosen in kind.items() if chosen)
+        raise AssertionError(f"{error}\n  replay: python tests/actors/schedules.py {options}{seed}") from error
 
 
 def main() -> int:
@@ -68,8 +70,9 @@ def main() -> int:
     parser.add_argument("--range", nargs=2, type=int, metavar=("START", "END"))
     parser.add_argument("--devices", action="store_true")
     parser.add_argument("--shards", action="store_true")
+    parser.add_argument("--in-place", action="store_true")
     arguments = parser.parse_args()
-    kind = {"devices": arguments.devices, "shards": arguments.shards}
+    kind = {"devices": arguments.devices, "shards": arguments.shards, "in_place": arguments.in_place}
     failed = 0
     for seed in arguments.seeds:
         simulation = schedule(seed, **kind)

@@ -136,6 +136,28 @@ def test_a_device_of_a_shard_has_room_for_its_own_only(sealed: SealedStore) -> N
     assert_same(contents(sealed, memory, 1), expected_of(sealed, grown.tensors, 1.0))
 
 
+@pytest.mark.fault("no-device-memory")
+def test_a_shard_that_grows_beyond_the_device_is_refused_before_it_is_allocated(
+    sealed: SealedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was spread: what was published stays."""
+    monkeypatch.setitem(vars(device_accumulators), "launch", planes_launch.launch)  # queued, as on a GPU
+    manifest, goal = sealed.manifest, goals(sealed.manifest, (1.0,))[0]
+    large = max(range(len(manifest.tensors)), key=lambda t: manifest.tensors[t].spec.nbytes)
+    others = frozenset(range(len(manifest.tensors))) - {large}
+    device = LateDevice()
+    room = sum(manifest.tensors[t].spec.nbytes for t in others) + (8 << 20)
+    memory = DeviceGenerations(manifest, device, room, sharded=True)
+    memory.settle(Shard((1, 1), others), 1)
+    make_shard(sealed, memory, 1, goal)
+    used = device.used_bytes
+    memory.settle(Shard((1, 2), others | {large}), 2)
+    with pytest.raises(CapacityError, match="a generation takes"):
+        memory.make(2)
+    assert device.used_bytes == used
+    assert sorted(memory.tensors(1)) == sorted(others)
+
+
 def test_what_a_device_is_not_to_hold_any_more_is_not_passed_off_as_held(sealed: SealedStore) -> None:
     """Another was told later to hold it: it begins this generation anew, and still gives the last one away."""
     first, last = goals(sealed.manifest, (0.9, 1.0))
@@ -173,12 +195,14 @@ def make_worker(spec: JobSpec, sealed: SealedStore, name: str) -> DeviceWorker:
     return worker
 
 
-def run_group(workers: list[DeviceWorker], group: Group, slots: list[tuple[Slot, ...]]) -> list[Report]:
+def run_group(
+    workers: list[DeviceWorker], group: Group, slots: list[tuple[Slot, ...]], generation: int = 1
+) -> list[Report]:
     ticket = workers[0].ticket(0)
     reports: list[Report] = [Report()] * len(workers)
 
     def run(rank: int) -> None:
-        task = Assign(Kind.COMBINE, f"w{rank}", 9, 1, slots=slots[rank], group=group, rank=rank)
+        task = Assign(Kind.COMBINE, f"w{rank}", 9, generation, slots=slots[rank], group=group, rank=rank)
         reports[rank] = workers[rank].do(0, task, ticket=ticket)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(workers))]

@@ -16,7 +16,7 @@ import ray
 from device_warming import Sabotaged, make_device, register
 from faulty_communicator import Fault
 from on_cpu import CpuDevice
-from warming import QUALITIES, SLOW_S, MeteredStore, assert_exact, kill_coordinator, until
+from warming import QUALITIES, SLOW_S, MeteredStore, SlowStore, assert_exact, kill_coordinator, until
 
 import holoray
 from holoray.actors.accelerator import Accelerator
@@ -25,7 +25,7 @@ from holoray.actors.placement import Placement
 from holoray.actors.published import open_weights
 from holoray.actors.roster import Policy
 from holoray.actors.warm_model import WarmModel, warm_up
-from holoray.errors import DeviceError, UsageError
+from holoray.errors import DeviceError, SourceError, UsageError, WorkerLostError
 from holoray.kernels import device_accumulators, planes_launch, registry
 from holoray.kernels.host_communicator import HostCommunicators
 from holoray.pipelines.sealed_store import SealedStore
@@ -231,6 +231,48 @@ def test_each_device_gets_its_own_tensors_once(
         assert_exact(model, sealed, checkpoint)
     assert seen == [1, 2, 3]
     assert origin.bytes_asked("fragments-") == sum(t.stored_bytes for t in sealed.manifest.tensors)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("worker-killed")
+@pytest.mark.parametrize("placement", ["replicate", "shard"])
+def test_weights_are_refined_where_they_are(
+    placement: str, accelerator: Accelerator, store: Path, sealed: SealedStore, checkpoint: dict[str, Array]
+) -> None:
+    """One device is killed after the first generation; whoever asks in between is refused, and told what to do."""
+    seen: list[int] = []
+    looked = look_at_shards(seen, 3)
+
+    def look(model: WarmModel, generation: Generation) -> None:
+        if placement == "shard":
+            looked(model, generation)
+        else:
+            expected = sealed.load(quality=generation.quality)
+            for one in model.on_device():
+                own = open_weights(model.manifest, one, CpuDevice(None))
+                assert {n: w.tobytes() for n, w in own.items()} == {n: e.tobytes() for n, e in expected.items()}
+            seen.append(generation.generation)
+        if generation.generation == 1:
+            os.kill(model.crew()[0]["pid"], signal.SIGKILL)
+
+    refused: list[UsageError] = []
+    in_place = replace(accelerator, in_place=True)
+    origin = SlowStore(store, SLOW_S)
+    with warm_up(
+        origin, workers=3, qualities=QUALITIES, accelerator=in_place, placement=placement, on_generation=look
+    ) as model:
+        while not refused and not model._over:
+            try:
+                until(lambda: model.generation, PATIENCE_S)
+                model.state_dict()
+            except UsageError as error:
+                refused.append(error)
+            except (SourceError, WorkerLostError):  # between the death of a device and the next generation
+                pass
+        model.wait(timeout_s=PATIENCE_S)
+        assert_exact(model, sealed, checkpoint)
+        assert seen == [1, 2, 3]
+    assert "on_generation" in refused[0].hint
 
 
 @pytest.mark.slow

@@ -38,7 +38,9 @@ def test_no_tensor_has_two_holders_and_all_find_one(sizes: list[int], count: int
         node = f"d{number}"
         if step == "s":
             here.add(node)
+            before = shards.of_node(node)
             shards.seat(node)
+            assert not before or not before.tensors or shards.of_node(node) == before, "who has a shard keeps it"
         elif step == "v":
             here.discard(node)
             shards.vacate(node)

@@ -68,7 +68,7 @@ def assert_same(found: dict[str, Array], expected: dict[str, Array]) -> None:
     for name, array in expected.items():
         assert found[name].dtype == array.dtype
         assert found[name].shape == array.shape
-        assert bool(found[name].tobytes() == array.tobytes()), name
+        assert found[name].tobytes() == array.tobytes(), name
 
 
 def test_layout_is_aligned_and_disjoint() -> None:

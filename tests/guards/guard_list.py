@@ -206,6 +206,8 @@ STATE: Final = (
 )  # fmt: skip
 
 _COMBINE = "kernels/test_combine.py::"
+_SHARDS = "actors/test_shards.py::"
+_IN_PLACE = "actors/test_in_place.py::"
 _DEVICE = "actors/test_device_memory.py::"
 
 DEVICES: Final = (
@@ -218,20 +220,27 @@ DEVICES: Final = (
     Guard("kernels/communicator.py", "if np.dtype(array.dtype).name not in UNSIGNED or", "if", _COMBINE + "test_floats_and_mismatched_arrays_are_refused"),
     Guard("actors/device_worker.py", "if not all(memory.holds(slot)", "if False and not all(memory.holds(slot)", _DEVICE + "test_what_is_not_held_is_not_contributed"),
     Guard("actors/device_worker.py", "self._stop(reign, group).set()", "pass", _DEVICE + "test_an_abort_that_overtakes_its_task_ends_it"),
-    Guard("actors/device_memory.py", "            accumulator.combine(self._before.pop(tensor))", "            self._before.pop(tensor)", _DEVICE + "test_refining_generation_after_generation"),
+    Guard("actors/device_memory.py", "        accumulator.combine(before)\n", "", _DEVICE + "test_refining_generation_after_generation"),
     Guard("actors/device_memory.py", "        self.device.synchronize()", "        pass", _DEVICE + "test_a_worker_overlaps_and_waits_for_what_it_reports"),
     Guard("actors/device_memory.py", "            self._check_room(layout.nbytes)\n", "", _DEVICE + "test_a_second_generation_that_cannot_fit_is_refused_before_it_is_allocated"),
     Guard("actors/device_memory.py", "if found is None or not found.closed:", "if found is None:", _DEVICE + "test_a_device_of_a_shard_has_room_for_its_own_only"),
     Guard("actors/device_memory.py", "if not self._tensors <= shard.tensors:", "if False:", _DEVICE + "test_what_a_device_is_not_to_hold_any_more_is_not_passed_off_as_held"),
     Guard("actors/device_memory.py", "                published.marks = self._no_marks()", "                pass", _DEVICE + "test_what_a_device_is_not_to_hold_any_more_is_not_passed_off_as_held"),
+    Guard("actors/in_place.py", "            self._last.marks.spoil(slot)", "            pass", _IN_PLACE + "test_what_began_to_be_refined_is_no_base_any_more"),
+    Guard("actors/in_place.py", "        self._check_held((unit.tensor, unit.slot) for unit in work if first_layer(unit))\n", "", _IN_PLACE + "test_what_began_to_be_refined_is_no_base_any_more"),
+    Guard("actors/in_place.py", "        self._check_held(slots)\n", "", _IN_PLACE + "test_what_began_to_be_refined_is_no_base_any_more"),
+    Guard("actors/in_place.py", "if generation + 1 in self._generations:", "if False:", _IN_PLACE + "test_nobody_is_given_weights_while_they_are_refined"),
+    Guard("actors/in_place.py", "if last is not None and last.places.keys() <= self._tensors:", "if last is not None:", _IN_PLACE + "test_who_is_to_hold_less_takes_new_memory"),
+    Guard("actors/state.py", "if self._in_place and task.kind is not Kind.CARRY:", "if False:", _SHARDS + "test_every_schedule_in_place_ends_whole"),
+    Guard("actors/todo.py", "        if not task.refines:\n            yield from", "        if True:\n            yield from", _SHARDS + "test_every_schedule_in_place_ends_whole"),
     Guard("actors/placement.py", "if held.number > shard.number:", "if True:", "actors/test_placement.py::test_claims_are_settled_by_their_numbers_in_whatever_order_they_come"),
     Guard("actors/placement.py", "if seated and seated.tensors:", "if False:", "actors/test_placement.py::test_no_tensor_has_two_holders_and_all_find_one"),
-    Guard("actors/state.py", "self._shards.claim(task.node, found.shard)", "pass", _STATE + "test_of_two_who_were_told_the_same_the_later_one_holds_it"),
-    Guard("actors/state.py", "if len(idle) < len(self._nodes) or not shards.are_all_held:", "if len(idle) < len(self._nodes):", _STATE + "test_a_shard_for_which_nobody_comes_is_spread"),
-    Guard("actors/state.py", "if len(idle) < len(self._nodes) or not shards.are_all_held:", "if not shards.are_all_held:", _STATE + "test_every_schedule_of_shards_ends_whole"),
-    Guard("actors/todo.py", "if node.shard != shard:", "if node.shard is None:", _STATE + "test_a_shard_for_which_nobody_comes_is_spread"),
     Guard("actors/device_memory.py", "return max((groups, *(self._turn_bytes[t] for t in self._tensors)))", "return max(self._turn_bytes)", _DEVICE + "test_frames_that_a_worker_opens_are_planned_for"),
     Guard("actors/device_memory.py", "for f in unit.fragments) if self.opens_frames else 0", "for f in unit.fragments) if False else 0", _DEVICE + "test_as_many_threads_open_frames_as_there_is_room_for"),
+    Guard("actors/state.py", "self._shards.claim(task.node, found.shard)", "pass", _SHARDS + "test_of_two_who_were_told_the_same_the_later_one_holds_it"),
+    Guard("actors/state.py", "if len(idle) < len(self._nodes) or not shards.are_all_held:", "if len(idle) < len(self._nodes):", _SHARDS + "test_a_shard_for_which_nobody_comes_is_spread"),
+    Guard("actors/state.py", "if len(idle) < len(self._nodes) or not shards.are_all_held:", "if not shards.are_all_held:", _SHARDS + "test_every_schedule_of_shards_ends_whole"),
+    Guard("actors/todo.py", "if node.shard != shard:", "if node.shard is None:", _SHARDS + "test_a_shard_for_which_nobody_comes_is_spread"),
     Guard("actors/device_worker.py", "if entry.codec not in registry.DEVICE_ACCUMULATORS:", "if False:", _DEVICE + "test_codecs_that_no_device_has_are_refused_first"),
     Guard("actors/state.py", "        if group.number in self._broken:\n            return", "", _STATE + "test_a_broken_group_is_told_and_slots_travel_one_by_one"),
     Guard("actors/state.py", "if worker in self._workers:  # some buckets", "if False:  # some buckets", _STATE + "test_a_broken_group_is_told_and_slots_travel_one_by_one"),
