@@ -20,6 +20,7 @@ from holoray.version import __version__
 
 if TYPE_CHECKING:
     from holoray.actors.accelerator import Accelerator as Accelerator
+    from holoray.actors.placement import Placement as Placement
     from holoray.actors.published import SharedWeights as SharedWeights
     from holoray.actors.published import open_weights as open_weights
     from holoray.actors.warm_model import WarmModel as WarmModel
@@ -89,6 +90,7 @@ _HOMES: Final = {
     "LocalStore": "stores",
     "Manifest": "manifest",
     "MemoryStore": "stores",
+    "Placement": "actors.placement",
     "Quality": "quality",
     "QualityCurve": "pipelines.curve",
     "QualityError": "errors",

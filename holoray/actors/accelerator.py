@@ -19,8 +19,10 @@ class Accelerator:
 
     `cores`: how many decode for each worker; by default the CPUs of the cluster are shared out. `device_bytes`: what a
     worker takes of its device at most, all in all; by default what is free, less a reserve. `decompress`: where zstd
-    frames are opened, as for loads: "host", "device" (each worker's node needs nvCOMP) or "auto". Raises UsageError for
-    another word, or a bound that leaves nothing.
+    frames are opened, as for loads: "host", "device" (each worker's node needs nvCOMP) or "auto". `in_place`: a
+    generation is refined in the memory of the one before, which takes the weights once instead of twice. Arrays from
+    `on_device()` then change once `on_generation` has returned, and nobody is given weights before the next generation
+    is whole. Raises UsageError for another word, or a bound that leaves nothing.
     """
 
     make_device: Callable[[], Device] = CudaDevice
@@ -28,6 +30,7 @@ class Accelerator:
     cores: int | None = None
     device_bytes: int | None = None
     decompress: str = HOST
+    in_place: bool = False
 
     def __post_init__(self) -> None:
         check_device_bytes(self.device_bytes)

@@ -6,7 +6,8 @@ import threading
 from typing import Any
 
 from holoray.actors.device_memory import DeviceGenerations
-from holoray.actors.messages import Assign, Group, Slot
+from holoray.actors.in_place import InPlaceGenerations
+from holoray.actors.messages import Assign, Group, Slot, Survey
 from holoray.actors.worker import Bytes, JobSpec, Worker
 from holoray.errors import UsageError
 from holoray.kernels import registry
@@ -32,9 +33,14 @@ class DeviceWorker(Worker):
 
     def _make_memory(self, manifest: Manifest) -> DeviceGenerations:
         device = self._accelerator.make_device()
-        opens_frames = opens_on_device(self._accelerator.decompress, device)
-        limit_bytes = self._accelerator.device_bytes
-        self._device_memory = DeviceGenerations(manifest, device, limit_bytes, opens_frames=opens_frames)
+        kind = InPlaceGenerations if self._accelerator.in_place else DeviceGenerations
+        self._device_memory = kind(
+            manifest,
+            device,
+            self._accelerator.device_bytes,
+            sharded=self._spec.placement.is_sharded,
+            opens_frames=opens_on_device(self._accelerator.decompress, device),
+        )
         return self._device_memory
 
     def ticket(self, reign: int) -> bytes:
@@ -46,13 +52,22 @@ class DeviceWorker(Worker):
         """End this worker's part in a group, now or when it begins; answered whatever the worker is busy with."""
         self._stop(reign, group).set()
 
-    def share(self, generation: int) -> bytes:
-        """What a process on this device passes to `Device.attach`."""
+    def share(self, generation: int) -> list[tuple[tuple[int, ...], bytes]]:
+        """Tensors of each block of a published generation, and what a process on this device opens it with."""
         return self._device_memory.share(generation)
+
+    def tensors(self, generation: int) -> list[int]:
+        """The tensors of a published generation that are here."""
+        return self._device_memory.tensors(generation)
 
     def fetch(self, generation: int, tensor: int) -> Any:
         """The bytes of a published tensor, uint8."""
         return self._device_memory.fetch(generation, tensor)
+
+    def _survey(self, task: Assign) -> Survey:
+        if task.shard is not None:
+            self._device_memory.settle(task.shard, task.generation)
+        return super()._survey(task)
 
     def _perform(self, task: Assign, digest: int, contents: Bytes | None) -> None:
         with self._device_memory.device.range(task.kind.value):

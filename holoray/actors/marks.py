@@ -30,6 +30,10 @@ class Marks:
     def forget(self, slot: Slot) -> None:
         """The slot is about to be written: it is not whole, nor is its tensor up to date."""
         self._sealed[slot[0]] = 0
+        self.spoil(slot)
+
+    def spoil(self, slot: Slot) -> None:
+        """The slot is not there any more; its tensor stays as it is."""
         self._slots[self._starts[slot[0]] + slot[1]] = 0
 
     def hold(self, slot: Slot) -> None:

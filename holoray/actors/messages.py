@@ -24,11 +24,27 @@ class Holdings:
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """The tensors that one device is to hold while others hold others.
+
+    `number`: reign of the coordinator that gave it, and how many it had given. Of two devices that were given the same
+    tensor it belongs to the one with the greater number.
+    """
+
+    number: tuple[int, int]
+    tensors: frozenset[int] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Survey:
-    """What a node holds, read from the node itself: of the last generation and of the one in the making."""
+    """What a node holds, read from the node itself: of the last generation and of the one in the making.
+
+    `shard`: what it was told to hold; None if it was told nothing, or holds everything.
+    """
 
     last: Holdings = Holdings()
     making: Holdings = Holdings()
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +127,8 @@ class Kind(enum.Enum):
     """What a task does with its slots in the segment of the worker's node."""
 
     SURVEY = "survey"
-    """Read from the node's segments what they hold: a node is what they say, whoever filled them."""
+    """Read from the node's segments what they hold: a node is what they say, whoever filled them. With a `shard`, it is
+    told first what it is to hold from now on."""
     INGEST = "ingest"
     """Fetch, verify, decode: refine what the last generation holds, or start from nothing."""
     CARRY = "carry"
@@ -158,6 +175,7 @@ class Assign:
     fence: tuple[str, ...] = ()
     group: Group | None = None
     rank: int = 0
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Final, Self
 
 from holoray.actors.goals import first_layer
-from holoray.actors.messages import Group, Kind, Slot
+from holoray.actors.messages import Group, Kind, Shard, Slot
 from holoray.errors import UsageError
 from holoray.pipelines.plan import Unit
 
 ANYWHERE: Final = ""
+
+
+def slots_of(units: Iterable[Unit]) -> Iterator[Slot]:
+    """The slots that units fill."""
+    return ((unit.tensor, unit.slot) for unit in units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,7 @@ class Task:
     source: str = ""
     group: Group | None = None
     rank: int = 0
+    shard: Shard | None = None
     attempts: int = 0
     failed_on: str = ""
 
@@ -70,6 +77,10 @@ class Task:
     def refines(self) -> bool:
         """Whether its units add to what the last generation holds; a task has units of one sort."""
         return bool(self.units and first_layer(self.units[0]))
+
+    def without(self, held: Collection[Slot]) -> Self:
+        """The task without the units of slots that are held already."""
+        return replace(self, units=tuple(unit for unit in self.units if (unit.tensor, unit.slot) not in held))
 
 
 @dataclass(slots=True)
@@ -84,15 +95,25 @@ class Worker:
 
 @dataclass(slots=True)
 class Node:
-    """What a node holds: `base`, the last generation whole; of the one in the making, `have` and `sealed`.
+    """What a node holds: slots of the last generation, `base`; of the one in the making, `have` and `sealed`.
 
-    `known`: it was surveyed since its first worker joined. `alone_since`: it has no worker any more.
+    `known`: it was surveyed since its first worker joined. `alone_since`: it has no worker any more. `shard`: what it
+    says that it was told to hold; None for everything.
     """
 
-    base: bool = False
+    base: set[Slot] = field(default_factory=set)
     have: set[Slot] = field(default_factory=set)
     sealed: set[int] = field(default_factory=set)
     closed: bool = False
     known: bool = False
     alone_since: float | None = None
     queue: deque[Task] = field(default_factory=deque)
+    shard: Shard | None = None
+
+    def takes(self, slot: Slot) -> bool:
+        """Whether the slot is to be here."""
+        return self.shard is None or slot[0] in self.shard.tensors
+
+    def has_base_of(self, task: Task) -> bool:
+        """Whether all that the task refines is here."""
+        return not task.refines or self.base.issuperset(slots_of(task.units))

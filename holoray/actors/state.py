@@ -19,7 +19,6 @@ has thereby ended what the dead one asked of it, or is lost. Surveys then tell w
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -37,7 +36,6 @@ from holoray.actors.messages import (
     Pulse,
     Restart,
     Retire,
-    Slot,
     Survey,
     Taken,
     TaskDone,
@@ -46,8 +44,10 @@ from holoray.actors.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from holoray.actors.roster import Node, Policy, Task, Worker
-from holoray.actors.todo import Todo, held_anywhere, slots_of
+from holoray.actors.placement import Placement, Shards
+from holoray.actors.roster import ANYWHERE, Node, Policy, Task, Worker, slots_of
+from holoray.actors.todo import Todo, held_anywhere
+from holoray.actors.waiting import Waiting
 from holoray.errors import HolorayError, IntegrityError, SourceError, WorkerLostError
 from holoray.manifest import Manifest
 from holoray.pipelines.ledger import QualityLedger
@@ -59,9 +59,10 @@ class Brain:
 
     `home` is the node of the consumer: no generation is published before that node holds it. Without one, consumers
     are on all nodes, and `expected` of these must hold it. `expected` is also the number of workers that batches are
-    cut for. `collective`: nodes are devices, which can combine all at once. After a dead brain: `taken` is the
-    generation that the consumer has in hand, `muster` the workers who may still be busy, each with its node, `fallen`
-    the dead ones of each node.
+    cut for. `collective`: nodes are devices, which can combine all at once. `placement`: what is to be on each node;
+    one with a shard goes with its worker. `in_place`: who begins to write a slot has it of the last generation no more.
+    `reign` counts brains. After a dead one: `taken` is the generation that the consumer has in hand, `muster` the
+    workers who may still be busy, each with its node, `fallen` the dead ones of each node.
     """
 
     def __init__(
@@ -72,6 +73,9 @@ class Brain:
         home: str | None,
         expected: int,
         collective: bool = False,
+        placement: Placement | None = None,
+        in_place: bool = False,
+        reign: int = 1,
         policy: Policy | None = None,
         taken: int = 0,
         muster: Mapping[str, str] | None = None,
@@ -79,7 +83,7 @@ class Brain:
     ) -> None:
         self.policy = policy or Policy()
         self.home = home
-        self._collective = collective
+        self._collective, self._in_place = collective, in_place
         self._broken: set[int] = set()
         """Groups of this generation that failed."""
         self.generation = taken + 1
@@ -87,6 +91,9 @@ class Brain:
         """Stored bytes of the first generation's new fragments that a dead brain had seen to."""
         self._manifest = manifest
         self._expected = max(expected, 1)
+        self._shards: Shards | None = None
+        if placement is not None and placement.is_sharded:
+            self._shards = Shards.of(manifest, self._expected, placement, reign)
         self._goals = goals(manifest, qualities)
         self._ledger = QualityLedger(manifest.tensors)
         for goal in self._goals[:taken]:
@@ -103,13 +110,14 @@ class Brain:
         self._began: float | None = None
         self._workers: dict[str, Worker] = {}
         self._nodes: dict[str, Node] = {}
-        self._fresh: deque[Task] = deque()
-        self._refining: deque[Task] = deque()
+        self._waiting = Waiting(self._nodes, self._workers)
         self._lost: set[str] = set()
         self._awaited: int | None = None
         self._epoch = 0
         self._restarts = 0
         self._lonely_since: float | None = None
+        self._lonely_with_some = False
+        """Since then there are devices, and it is a shard for which nobody comes."""
         self._now = self._ticked = 0.0
         self._said: list[Command] = []
 
@@ -138,7 +146,7 @@ class Brain:
             case NodeLost(node=node):
                 for worker in [w for w, state in (self._muster | self._workers).items() if state.node == node]:
                     self._lose(worker)
-                self._nodes.pop(node, None)
+                self._forget(node)
                 self._unseen.discard(node)
             case Pulse(worker=worker):
                 self._heard(worker)
@@ -182,22 +190,18 @@ class Brain:
     def _note(self, task: Task, node: Node, survey: Survey | None) -> None:
         if task.kind is Kind.SURVEY:
             found = survey or Survey()
-            self._todo.learn(node, found.last, found.making)
+            self._todo.learn(node, found)
+            if self._shards is not None:
+                self._shards.claim(task.node, found.shard)
             self._unseen.discard(task.node)
-            self._skip(node.have)
+            self._waiting.skip(node.have)
+            self._waiting.drop_vain()
             return
         self._restarts = 0
         node.have.update(task.slots, slots_of(task.units))
         if task.kind is Kind.SEAL:
             node.sealed.update(task.tensors)
             node.closed = True
-
-    def _skip(self, held: set[Slot]) -> None:
-        """What was found on a node need not be ingested, though an answer that was never heard left it queued."""
-        for queue in (self._fresh, self._refining):
-            left = [(task, _without(task.units, held)) for task in queue]
-            queue.clear()
-            queue.extend(replace(task, units=units) for task, units in left if units)
 
     def _retry(self, task: Task, worker: str, error: Exception) -> None:
         """Queue a task again, at the front; or give up: after some tries, or at once where trying is vain."""
@@ -211,12 +215,14 @@ class Brain:
             self._give_up(error)
             return
         again = replace(task, attempts=task.attempts + 1, failed_on=worker)
-        if task.kind is Kind.INGEST:
-            again = replace(again, units=_without(again.units, held_anywhere(self._nodes.values())))
-            if again.units:  # a survey may have found them while they were under way
-                self._ingest_queue(again).appendleft(again)
-        else:
-            self._nodes[task.node].queue.appendleft(again)
+        if task.node == ANYWHERE:  # a survey may have found its slots while they were under way
+            again = again.without(held_anywhere(self._nodes.values()))
+        if task.kind is not Kind.INGEST:
+            self._waiting.put_first(again)
+            return
+        nodes = self._nodes.values() if task.node == ANYWHERE else [self._nodes[task.node]]
+        for part in self._todo.again(again, nodes):
+            self._waiting.put_first(part)
 
     def _break_up(self, group: Group, error: Exception) -> None:
         """The rest of a group would wait in vain; slots travel one by one for the rest of this generation."""
@@ -258,17 +264,28 @@ class Brain:
             for task, _ in reversed(list(state.flying.values())):
                 self._retry(task, worker, WorkerLostError(f"a worker died {task.attempts + 1} times over one task"))
             if state.node in self._nodes and not self._crew(state.node):
-                self._leave_alone(self._nodes[state.node])
+                self._leave_alone(state.node)
         self._restarts += 1
         if self._restarts <= self.policy.max_restarts:
             self._say(Restart(worker))
         elif not self._has_ingesting():
             self._give_up(_no_workers(f"all workers died, {self._restarts} in a row"))
 
-    def _leave_alone(self, node: Node) -> None:
+    def _leave_alone(self, name: str) -> None:
         """What the last worker leaves behind is still there, for some time; the next one surveys it."""
+        if self._shards is not None:  # on a device nothing outlives it
+            self._forget(name)
+            return
+        node = self._nodes[name]
         node.known, node.alone_since = False, self._now
         node.queue.clear()
+
+    def _forget(self, node: str) -> None:
+        """What a node held is gone."""
+        if self._nodes.pop(node, None) is not None:
+            self._waiting.drop_vain()
+        if self._shards is not None:
+            self._shards.vacate(node)
 
     def _look_at_deadlines(self) -> None:
         listened = self._now - self._ticked <= max(self.policy.silence_s / 2, 1.0)
@@ -290,7 +307,7 @@ class Brain:
         for name, node in list(self._nodes.items()):
             alone = node.alone_since is not None and self._now - node.alone_since > self.policy.return_s
             if alone and name != self.home:  # which has the consumer, who guards it
-                del self._nodes[name]
+                self._forget(name)
         if self._now - self._began > self.policy.return_s:
             peopled = {state.node for state in (self._muster | self._workers).values()}
             self._unseen &= {self.home or "", *peopled}
@@ -300,22 +317,27 @@ class Brain:
         manned = {state.node for state in self._workers.values()}
         if self._muster or (self._has_ingesting() and self._are_enough(manned)):
             self._lonely_since = None
-        elif self._lonely_since is None:
+        elif self._lonely_since is None or self._lonely_with_some != (self._shards is not None and bool(manned)):
             self._lonely_since = self._now
-        elif self._now - self._lonely_since > self.policy.patience_s:
+            self._lonely_with_some = self._shards is not None and bool(manned)
+        elif self._now - self._lonely_since > self.policy.patience_s and not self._spread(manned):
             self._give_up(_no_workers(f"no worker could be had for {self.policy.patience_s:.0f} s"))
+
+    def _spread(self, manned: Collection[str]) -> bool:
+        """Let those that are left hold what a device was to hold that does not come; False if that is no way out."""
+        if self._shards is None or not (self._unseen or self._shards.spread(manned)):
+            return False
+        self._lonely_since = None
+        return True
 
     # -- what comes next --------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
         while not self.done and self._awaited is None and not self._muster:
             self._dispatch()
-            if self._is_busy() or not self._plan():
+            busy = len(self._waiting) > 0 or any(worker.flying for worker in self._workers.values())
+            if (busy and self._shards is None) or not self._plan():
                 return
-
-    def _is_busy(self) -> bool:
-        queued = len(self._fresh) + len(self._refining) + sum(len(node.queue) for node in self._nodes.values())
-        return queued > 0 or any(worker.flying for worker in self._workers.values())
 
     def _plan(self) -> bool:
         """Find what is left to do for this generation; returns False if only waiting helps."""
@@ -324,9 +346,11 @@ class Brain:
         if self._resumes:
             self._resumes = False
             self.inherited_bytes = self._todo.new_bytes(held_anywhere(self._nodes.values()))
+        if self._shards is not None:
+            return self._plan_shards(self._shards)
         for task in self._todo.ingest(self._nodes.values()):
-            self._ingest_queue(task).append(task)
-        if self._fresh or self._refining:
+            self._waiting.put(task)
+        if self._waiting:
             return True
         manned = {name: node for name, node in self._nodes.items() if self._crew(name)}
         if not self._are_enough(manned):
@@ -341,6 +365,20 @@ class Brain:
         if self._plan_on(manned, (self._todo.seal(name, node) for name, node in manned.items())):
             return True
         self._publish(manned)
+        return True
+
+    def _plan_shards(self, shards: Shards) -> bool:
+        """Each idle node by itself; the generation is whole when all is held, and nobody has anything left to do."""
+        busy = {worker.node for worker in self._workers.values() if worker.flying}
+        idle = {name: node for name, node in self._nodes.items() if name not in busy and not node.queue}
+        for name, node in idle.items():
+            shards.seat(name)
+            node.queue.extend(self._todo.alone(name, node, shards.of_node(name)))
+        if any(node.queue for node in idle.values()):
+            return True
+        if len(idle) < len(self._nodes) or not shards.are_all_held:
+            return False
+        self._publish(self._nodes)
         return True
 
     def _plan_on(self, nodes: Mapping[str, Node], plans: Iterator[Iterator[Task]]) -> bool:
@@ -360,24 +398,25 @@ class Brain:
         self._say(Publish(self.generation, self._ledger.quality, final=self.generation == len(self._goals)))
         self._awaited = self.generation
         for name, node in self._nodes.items():
-            alone_since = node.alone_since
-            self._nodes[name] = Node(base=name in manned, known=name in manned, alone_since=alone_since)
+            node.base = node.have if name in manned else set()
+            node.have, node.sealed, node.closed = set(), set(), False
+            node.known = name in manned
 
     # -- giving work out --------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
         """One task a worker and round, the least busy first, so that a short queue is shared."""
-        if not any(node.base for node in self._nodes.values()):
-            self._refining.clear()  # nobody could any more: the next plan finds these slots again, from nothing
         for depth in range(self.policy.in_flight):
             for name, worker in list(self._workers.items()):
                 if len(worker.flying) <= depth and not self.done:
                     self._assign_next(name, worker)
 
     def _assign_next(self, name: str, worker: Worker) -> None:
-        task = self._next_task(name, worker)
+        task = self._waiting.take(name)
         if task is None:
             return
+        if self._in_place and task.kind is not Kind.CARRY:
+            self._nodes[worker.node].base.difference_update(task.slots, slots_of(task.units))
         self._epoch += 1
         worker.flying[self._epoch] = (task, self._now)
         self._say(
@@ -393,40 +432,9 @@ class Brain:
                 fence=tuple(self._fallen.get(worker.node, ())),
                 group=task.group,
                 rank=task.rank,
+                shard=task.shard,
             )
         )
-
-    def _next_task(self, name: str, worker: Worker) -> Task | None:
-        for queue in self._queues(worker):
-            while queue and not self._should_pass(queue[0], name):
-                task = queue.popleft()
-                if task.kind is not Kind.TRANSFER or self._crew(task.source):
-                    return task
-                # Its source is gone: the next plan finds these slots again, wherever they are then.
-        return None
-
-    def _queues(self, worker: Worker) -> Iterator[deque[Task]]:
-        """Where the worker finds work: on its node, and, once that is known, what it may ingest."""
-        node = self._nodes[worker.node]
-        yield node.queue
-        if not node.known:
-            return
-        if node.base and (worker.ingests or not self._has_ingesting_base()):
-            yield self._refining
-        if worker.ingests:
-            yield self._fresh
-
-    def _ingest_queue(self, task: Task) -> deque[Task]:
-        return self._refining if task.refines else self._fresh
-
-    def _should_pass(self, task: Task, worker: str) -> bool:
-        """Whether to leave a task that failed here to somebody else who could do it."""
-        if task.failed_on != worker:
-            return False
-        others = (state for name, state in self._workers.items() if name != worker)
-        if task.kind is not Kind.INGEST:
-            return any(other.node == task.node for other in others)
-        return any(other.ingests and (self._nodes[other.node].base or not task.refines) for other in others)
 
     # -- small words ------------------------------------------------------------------------------------------
 
@@ -435,6 +443,8 @@ class Brain:
 
     def _are_enough(self, manned: Collection[str]) -> bool:
         """Whether these nodes, if they hold a generation, are those that must."""
+        if self._shards is not None:
+            return self._shards.are_enough(manned)
         return len(manned) >= self._expected if self.home is None else self.home in manned
 
     def _busy_least(self, node: str) -> str:
@@ -442,10 +452,6 @@ class Brain:
 
     def _has_ingesting(self) -> bool:
         return any(worker.ingests for worker in self._workers.values())
-
-    def _has_ingesting_base(self) -> bool:
-        """Whether somebody who ingests sits where the last generation is; else a receiver must refine it."""
-        return any(worker.ingests and self._nodes[worker.node].base for worker in self._workers.values())
 
     def _count(self, units: Sequence[Unit]) -> None:
         for unit in units:
@@ -459,10 +465,6 @@ class Brain:
     def _give_up(self, error: Exception) -> None:
         self._say(GiveUp(error))
         self.done = True
-
-
-def _without(units: Sequence[Unit], held: set[Slot]) -> tuple[Unit, ...]:
-    return tuple(unit for unit in units if (unit.tensor, unit.slot) not in held)
 
 
 def _no_workers(message: str) -> WorkerLostError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from holoray.actors.goals import Goal, first_layer, needs_sealing
-from holoray.actors.messages import Group, Holdings, Kind, Slot
-from holoray.actors.roster import ANYWHERE, Node, Policy, Task
+from holoray.actors.messages import Group, Kind, Shard, Slot, Survey
+from holoray.actors.roster import ANYWHERE, Node, Policy, Task, slots_of
 from holoray.manifest import Manifest
 from holoray.pipelines.plan import Unit, batches
 
@@ -26,33 +27,60 @@ class Todo:
         self._manifest = manifest
         self._policy = policy
         self._expected = expected
-        self._changed = {(u.tensor, u.slot) for u in goal.new}
+        self._new = dict(zip(slots_of(goal.new), goal.new, strict=True))
         self._stateful = _stateful(manifest, goal)
         self._slot_bytes = [_slot_bytes(manifest, t) for t in range(len(manifest.tensors))]
 
-    def learn(self, node: Node, last: Holdings, making: Holdings) -> None:
+    def learn(self, node: Node, found: Survey) -> None:
         """Take over what a survey of the node found."""
-        node.known = True
-        node.base = self._last is not None and (
-            last.slots >= self._last.whole.keys() and last.sealed >= set(_stateful(self._manifest, self._last))
-        )
-        node.have = set(making.slots & self.goal.whole.keys())
+        last, making = found.last, found.making
+        node.known, node.shard = True, found.shard
+        node.base = set()
+        if self._last is not None:
+            stale = set(_stateful(self._manifest, self._last)) - last.sealed
+            whole = last.slots & self._last.whole.keys()
+            node.base = {slot for slot in whole if slot[0] not in stale and node.takes(slot)}
+        node.have = {slot for slot in making.slots & self.goal.whole.keys() if node.takes(slot)}
         node.sealed = set(making.sealed)
 
-    def ingest(self, nodes: Collection[Node]) -> Iterator[Task]:
-        """Slots that no node has: those with new fragments; all, where no node has the last generation.
+    def alone(self, name: str, node: Node, shard: Shard | None) -> Iterator[Task]:
+        """What a node that is to hold a shard does next, none of which another node could do for it."""
+        if node.shard != shard:
+            yield Task(Kind.SURVEY, name, shard=shard)
+            return
+        filling = [*self.ingest([node], name), *self.combine(name, {name: node}, together=False)]
+        yield from filling or self.seal(name, node)
 
-        A task refines either all its slots, which only a node with the last generation can, or none.
+    def ingest(self, nodes: Collection[Node], where: str = ANYWHERE) -> Iterator[Task]:
+        """Slots that no node has: those with new fragments, and those that no node has of the last generation either.
+
+        A task refines either all its slots, which only a node with all of them in the last generation can, or none.
         """
-        based = any(node.base for node in nodes)
         held = held_anywhere(nodes)
-        wanted = self.goal.new if based else self.goal.whole.values()
-        missing = [unit for unit in wanted if (unit.tensor, unit.slot) not in held]
-        share = sum(u.stored_bytes for u in missing) // (self._expected * self._policy.batches_per_worker)
-        for refines in (False, True):
-            group = [unit for unit in missing if bool(first_layer(unit)) == refines]
+        groups: dict[tuple[int, ...], list[Unit]] = {(): []}
+        for slot, whole in self.goal.whole.items():
+            if slot in held or not any(node.takes(slot) for node in nodes):
+                continue
+            bases = tuple(number for number, node in enumerate(nodes) if slot in node.base)
+            unit = self._new.get(slot) if bases else whole
+            if unit is not None:  # else it is carried by whoever has it
+                groups.setdefault(bases if first_layer(unit) else (), []).append(unit)
+        total = sum(unit.stored_bytes for group in groups.values() for unit in group)
+        workers = self._expected if where == ANYWHERE else 1
+        share = total // (workers * self._policy.batches_per_worker)
+        for group in groups.values():
             for batch in batches(group, min(share, self._policy.batch_bytes)):
-                yield Task(Kind.INGEST, ANYWHERE, units=batch)
+                yield Task(Kind.INGEST, where, units=batch)
+
+    def again(self, task: Task, nodes: Collection[Node]) -> Iterator[Task]:
+        """An INGEST that failed as it can be done now: what none of these nodes could refine begins from nothing."""
+        if not task.refines:
+            yield from [task] if task.units else []
+            return
+        base = set().union(*(node.base for node in nodes))
+        kept = tuple(unit for unit in task.units if (unit.tensor, unit.slot) in base)
+        begun = tuple(self.goal.whole[slot] for slot in slots_of(task.units) if slot not in base)
+        yield from (replace(task, units=units) for units in (kept, begun) if units)
 
     def combine(self, name: str, nodes: Mapping[str, Node], *, together: bool) -> Iterator[Task]:
         """What one of the nodes lacks, by where it is to be had; what nobody has yet is being carried somewhere.
@@ -62,7 +90,7 @@ class Todo:
         node = nodes[name]
         groups: dict[str, list[Slot]] = {}
         for slot in self.lacking(node):
-            if node.base and slot not in self._changed:
+            if slot in node.base and slot not in self._new:
                 groups.setdefault(name, []).append(slot)
                 continue
             peer = next((peer for peer, other in nodes.items() if slot in other.have), None)
@@ -87,12 +115,12 @@ class Todo:
             yield Task(Kind.COMBINE, name, slots=slots, group=group, rank=rank)
 
     def lacking(self, node: Node) -> list[Slot]:
-        """Slots of the generation that a node does not hold."""
-        return [slot for slot in self.goal.whole if slot not in node.have]
+        """Slots of the generation that a node is to hold and does not."""
+        return [slot for slot in self.goal.whole if slot not in node.have and node.takes(slot)]
 
     def seal(self, name: str, node: Node) -> Iterator[Task]:
         """Tensors of a node that hold all their slots and are not up to date with them; at least one task a node."""
-        todo = [t for t in self._stateful if t not in node.sealed]
+        todo = [t for t in self._stateful if t not in node.sealed and (node.shard is None or t in node.shard.tensors)]
         for group in cut(todo, [self._manifest.tensors[t].spec.nbytes for t in todo], self._policy.copy_bytes):
             yield Task(Kind.SEAL, name, tensors=tuple(group))
         if not todo and not node.closed:
@@ -110,10 +138,6 @@ def held_anywhere(nodes: Iterable[Node]) -> set[Slot]:
 
 def _holder(slot: Slot, nodes: Sequence[Node]) -> int | None:
     return next((rank for rank, node in enumerate(nodes) if slot in node.have), None)
-
-
-def slots_of(units: Iterable[Unit]) -> Iterator[Slot]:
-    return ((unit.tensor, unit.slot) for unit in units)
 
 
 def _stateful(manifest: Manifest, goal: Goal) -> list[int]:

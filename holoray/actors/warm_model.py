@@ -25,6 +25,7 @@ from holoray.actors.crew import Crew
 from holoray.actors.device_worker import check_codecs
 from holoray.actors.goals import check_qualities, goals
 from holoray.actors.locks import Names
+from holoray.actors.placement import REPLICATE, Placement
 from holoray.actors.published import OnDevices, OnNode, Published, SharedWeights
 from holoray.actors.roster import Policy
 from holoray.actors.worker import JobSpec, Member
@@ -54,6 +55,7 @@ def warm_up(
     policy: Policy | None = None,
     fault_policy: FaultPolicy | None = None,
     accelerator: Accelerator | None = None,
+    placement: Placement | str = REPLICATE,
 ) -> WarmModel:
     """Start warming a store up through target qualities; returns at once.
 
@@ -61,8 +63,9 @@ def warm_up(
     `workers`: processes of one CPU each (default: all CPUs, also those of nodes that join later). `address`: a Ray
     cluster to join (`auto` or host:port); by default the Ray that is already initialised here, else a private local
     one. `expect` pins the root and checks sha256. `metrics_port`: serve `/metrics` there (0: any free port).
-    `accelerator`: weights go to GPUs, all of them to each; a worker is then a GPU (default: all that the cluster has),
-    and none is published before all have it.
+    `accelerator`: weights go to GPUs; a worker is then a GPU (default: all that the cluster has), and no generation is
+    published before all have it. `placement`: `replicate` puts all tensors on each GPU; `shard` each tensor on one of
+    them, shared out by bytes, or as a `Placement` says.
     `on_generation` is called with each generation from a thread of its own; the next but one waits for it.
 
     Raises SourceError if there is no store, IntegrityError if it is not the expected one, QualityError for a target
@@ -74,6 +77,12 @@ def warm_up(
             "a warm-up publishes no generation with holes in it", hint="use load to go on without corrupt fragments"
         )
     places = (uri, *more_uris)
+    placement = Placement(placement) if isinstance(placement, str) else placement
+    if placement.is_sharded and accelerator is None:
+        raise UsageError(
+            "shards are for devices: CPU workers of a node share its memory",
+            hint="give an accelerator (--device cuda), or leave the placement out",
+        )
     if any(is_in_process(place) for place in places):
         raise UsageError("a store in this process's memory cannot be shared with workers")
     sealed = open_places(places, expect, fault_policy)
@@ -94,11 +103,21 @@ def warm_up(
         count = cpus if session.private_dir else workers
         if accelerator is not None:
             count = check_gpus(workers)
+            placement.pinned(sealed.manifest, count)
             cores = accelerator.cores or max(1, remote.cluster_cpus() // remote.cluster_gpus())
             accelerator = replace(accelerator, cores=cores)
             policy = policy or Policy(batch_bytes=cores * Policy().batch_bytes)  # which all threads of a worker share
         return WarmModel(
-            sealed, targets, session, count, started, metrics_port, on_generation, policy or Policy(), accelerator
+            sealed,
+            targets,
+            session,
+            count,
+            started,
+            metrics_port,
+            on_generation,
+            policy or Policy(),
+            accelerator,
+            placement,
         )
     except BaseException:
         session.close()
@@ -134,13 +153,14 @@ class WarmModel:
         on_generation: OnGeneration | None,
         policy: Policy,
         accelerator: Accelerator | None = None,
+        placement: Placement = Placement(),  # noqa: B008 - frozen
     ) -> None:
         self.manifest = sealed.manifest
         self.root = sealed.root
         self._sealed, self._targets, self._session = sealed, targets, session
         self._workers, self._started, self._metrics_port = workers, started, metrics_port
         self._on_generation, self._policy = on_generation, policy
-        self._accelerator = accelerator
+        self._accelerator, self._placement = accelerator, placement
         self._home = remote.this_node()
         self._changed = threading.Condition()
         self._published: list[Generation] = []
@@ -185,12 +205,16 @@ class WarmModel:
         """The tensors of the newest generation by name: read-only views of shared memory, not copies.
 
         Of weights on devices they are copies on the host; `on_device` gives those themselves. BF16 comes as
-        `ml_dtypes.bfloat16`. Raises QualityError while there is no generation.
+        `ml_dtypes.bfloat16`. Raises QualityError while there is no generation, and UsageError while weights are
+        refined in place, which they never are within `on_generation`.
         """
         return dict(self._tensors())
 
     def on_device(self) -> list[SharedWeights]:
-        """Where the newest generation lies on each device; `open_weights` opens it in a process on that device."""
+        """Where the newest generation lies on each device; `open_weights` opens it in a process on that device.
+
+        Raises QualityError and UsageError as `state_dict` does.
+        """
         self._check_published()
         if not isinstance(self._weights, OnDevices):
             raise UsageError("these weights are in shared memory", hint="state_dict() gives them without a copy")
@@ -291,7 +315,15 @@ class WarmModel:
     def _make_crew(self) -> Crew:
         encoded = ray.put(np.frombuffer(self.manifest.encoded, np.uint8))
         sealed = self._sealed
-        spec = JobSpec(self._names.job, sealed.store, sealed.root, sealed.strict, self.manifest.lost, self._accelerator)
+        spec = JobSpec(
+            self._names.job,
+            sealed.store,
+            sealed.root,
+            sealed.strict,
+            self.manifest.lost,
+            self._accelerator,
+            self._placement,
+        )
         home = self._home if self._accelerator is None else None
 
         def wanted() -> int:
@@ -306,7 +338,7 @@ class WarmModel:
             remote.end_process(member.node, Names(spec.job, member.node).lock(member.name), member.pid)
 
         def start_coordinator(reign: int, members: list[Member], fallen: dict[str, list[str]]) -> Any:
-            last = self._published[-1] if self._published else None
+            last = self._in_hand()
             legacy = Legacy(reign, tuple(members), fallen, *(last.generation, last.bytes_read) if last else ())
             coordinator = remote.start_coordinator(
                 spec,
@@ -332,6 +364,11 @@ class WarmModel:
             workers=wanted,
             policy=self._policy,
         )
+
+    def _in_hand(self) -> Generation | None:
+        """What a coordinator may build on: memory of a device may be used until `on_generation` has returned."""
+        taken = len(self._published) if self._accelerator is None else self._handed
+        return self._published[taken - 1] if taken else None
 
     def _ask_quietly(self, method: str) -> Any:
         """What the coordinator answers, None if there is none (another may be on its way)."""

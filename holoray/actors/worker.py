@@ -15,6 +15,7 @@ from holoray.actors import locks, watchdog
 from holoray.actors.accelerator import Accelerator
 from holoray.actors.locks import Names
 from holoray.actors.messages import Assign, Kind, Slot, Survey
+from holoray.actors.placement import Placement
 from holoray.actors.segment import NodeMemory
 from holoray.actors.slot_memory import SlotMemory
 from holoray.errors import IntegrityError, UsageError, WorkerLostError
@@ -36,7 +37,7 @@ class JobSpec:
     """What every process of a job must know: the store, the root it had, whether sha256 is checked, files out of reach.
 
     `lost` maps numbers of fragment files to why they cannot be read: nobody plans with them. `accelerator`: weights go
-    to devices, one a worker; without one, to the memory of nodes.
+    to devices, one a worker, as `placement` says; without one, to the memory of nodes.
     """
 
     job: str
@@ -45,6 +46,7 @@ class JobSpec:
     strict: bool
     lost: Mapping[int, str] = field(default_factory=dict)
     accelerator: Accelerator | None = None
+    placement: Placement = field(default_factory=Placement)
 
     def check_root(self) -> None:
         """Raise IntegrityError if this node sees another store than the one that the job began with."""
@@ -166,7 +168,7 @@ class Worker:
             self._check_reign(reign)
             self._await_fenced(task.fence)
             if task.kind is Kind.SURVEY:
-                survey = self._memory.survey(task.generation)
+                survey = self._survey(task)
             else:
                 self._memory.make(task.generation)
                 self._perform(task, digest, contents)
@@ -211,6 +213,9 @@ class Worker:
                 with stage(tally, "finalize"):
                     self._memory.seal(task.tensors)
         self._meter.add(tally)
+
+    def _survey(self, task: Assign) -> Survey:
+        return self._memory.survey(task.generation)
 
     def _combine(self, reign: int, task: Assign, ticket: bytes) -> None:
         raise UsageError("only devices combine all at once")

@@ -309,6 +309,17 @@ def warmup(
     device: Annotated[str, typer.Option(help="Where weights go: cpu, or cuda for every GPU of the cluster.")] = "cpu",
     device_bytes: DeviceBytes = None,
     decompress: Decompress = "host",
+    placement: Annotated[
+        str, typer.Option(help="What each GPU gets: replicate, all tensors; or shard, each tensor on one of them.")
+    ] = "replicate",
+    place: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB=NUMBER", help="With shard: tensors that go to shard NUMBER, from 0 (repeatable)."),
+    ] = None,
+    in_place: Annotated[
+        bool,
+        typer.Option("--in-place", help="On GPUs: refine weights where they are: memory for one generation, not two."),
+    ] = False,
     quality: Annotated[
         list[float] | None, typer.Option(help="Publish a generation at this quality (repeatable).")
     ] = None,
@@ -347,6 +358,9 @@ def warmup(
         device=device,
         device_bytes=device_bytes,
         decompress=decompress,
+        placement=placement,
+        place=tuple(place or ()),
+        in_place=in_place,
     )
     out.result(
         values,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holoray.cli.output import Output
-from holoray.errors import SourceError
+from holoray.errors import SourceError, UsageError
 from holoray.pipelines.open_sources import Place, open_places
 from holoray.pipelines.plan import Target, select
 
@@ -35,13 +35,18 @@ def run_warmup(
     device: str = "cpu",
     device_bytes: int | None = None,
     decompress: str = "host",
+    placement: str = "replicate",
+    place: Sequence[str] = (),
+    in_place: bool = False,
 ) -> dict[str, Any]:
-    """Warm up to the last quality; returns what `holoray warmup --json` prints. `device`: cpu or cuda.
+    """Warm up to the last quality; returns what `holoray warmup --json` prints.
 
-    Raises UsageError for `device_bytes`, or a place to decompress, of a device that is not asked for.
+    `device`: cpu or cuda. `placement`: replicate or shard; `place`: GLOB=NUMBER texts for shard. Raises UsageError for
+    what is for devices (`device_bytes`, a place to decompress, `in_place`, shards) where none is asked for.
     """
     _quiet_ray()
     from holoray.actors.accelerator import Accelerator
+    from holoray.actors.placement import Placement
     from holoray.actors.roster import Policy
     from holoray.actors.warm_model import warm_up
     from holoray.kernels.frames import opens_on_device
@@ -49,10 +54,13 @@ def run_warmup(
 
     accelerator = None
     if device == "cuda":
-        accelerator = Accelerator(device_bytes=device_bytes, decompress=decompress)
+        accelerator = Accelerator(device_bytes=device_bytes, decompress=decompress, in_place=in_place)
     else:
         check_device_bytes(device_bytes, has_device=False)
         opens_on_device(decompress, None)
+        if in_place:
+            raise UsageError("--in-place is for GPUs: readers on a CPU keep each generation", hint="add --device cuda")
+    places_of_tensors = Placement.parse(placement, place)
     policy = Policy() if patience_s is None else Policy(patience_s=patience_s)
     target = _model_file(out_dir)
     seen: list[Generation] = []
@@ -82,6 +90,7 @@ def run_warmup(
                 on_generation=on_generation,
                 policy=policy,
                 accelerator=accelerator,
+                placement=places_of_tensors,
             ) as model,
         ):
             if metrics_port is not None and not out.json and not out.quiet and model.metrics_url:

@@ -69,14 +69,20 @@ class Invariants:
             return
         generation = world.brain.generation
         for name, node in world.brain._nodes.items():
-            if name not in world.segments or not node.known:
+            if name not in world.segments or not node.known or not self._has_heard(name):
                 continue
             segment = world.segments[name].get(generation, {})
             for slot in node.have:
                 assert segment.get(slot) == self._wanted[generation - 1][slot], f"belief: {slot} on {name} is not held"
-            if node.base:
-                last = world.segments[name].get(generation - 1, {})
-                assert last == self._wanted[generation - 2], f"belief: {name} does not hold the last generation"
+            last = world.segments[name].get(generation - 1, {})
+            for slot in node.base:
+                wanted = self._wanted[generation - 2][slot]
+                assert last.get(slot) == wanted, f"belief: {slot} of the last generation is not on {name}"
+
+    def _has_heard(self, name: str) -> bool:
+        """Whether a node knows its shard: before, it may hold what is another's by now, and give that up any moment."""
+        brain = self._world.brain
+        return brain._shards is None or brain._nodes[name].shard == brain._shards.of_node(name)
 
     def _the_stopped_are_found(self) -> None:
         """Long before the deadline of a task: in the bound of silence, a tick, and what was still on its way."""
@@ -99,8 +105,11 @@ class Invariants:
                 if task.kind is Kind.INGEST or world.workers[other.worker].node == node:
                     assert not slots & set(slots_of(other)), "one writer: one slot, two workers"
         for name, state in world.brain._nodes.items():
-            if task.kind is Kind.INGEST or name == node:
+            if (task.kind is Kind.INGEST or name == node) and self._has_heard(name):
                 assert not slots & state.have, "nothing twice: a slot is done again"
+        if world.shards:
+            told = world.told[node].tensors if node in world.told else frozenset()
+            assert {tensor for tensor, _ in slots} <= told, f"homes: {node} was not told to hold this"
         if task.kind is Kind.INGEST:
             self._is_needed(task)
         if task.group is not None:
@@ -111,21 +120,42 @@ class Invariants:
     def _is_needed(self, task: Assign) -> None:
         """Nothing is read that a surveyed node holds, also after a coordinator died; unless an answer was lost."""
         world = self._world
-        known = {name for name, node in world.brain._nodes.items() if node.known}
+        known = {name for name, node in world.brain._nodes.items() if node.known and self._has_heard(name)}
         for name in known & set(world.segments):
             segment = world.segments[name].get(task.generation, {})
-            for slot in set(slots_of(task)) - self._excused:
+            for slot in filter(world.brain._nodes[name].takes, set(slots_of(task)) - self._excused):
                 assert segment.get(slot, GARBAGE) == GARBAGE, f"nothing twice: {slot} is read, but {name} holds it"
 
     def of_publication(self, publication: Publish) -> None:
         """Quality is that of what lies where consumers are, and every node has the same there."""
         world = self._world
+        if world.shards:
+            self._is_whole_in_parts(publication)
+            return
         nodes = {worker.node for worker in world.brain._workers.values()}
         homes = nodes if world.devices else {HOME}
         assert not world.devices or len(nodes) >= world.expected, "whole: a device has nothing"
         for home in homes & set(world.segments):
             self._is_told(publication, world.segments[home].get(publication.generation, {}))
         self._is_whole(publication.generation, (nodes | homes) & set(world.segments))
+
+    def _is_whole_in_parts(self, publication: Publish) -> None:
+        """Each tensor has one home, which has it wholly and nothing else; quality is that of all homes together."""
+        world, generation = self._world, publication.generation
+        wanted = self._wanted[generation - 1]
+        union: Segment = {}
+        for name, node in world.brain._nodes.items():
+            own = {slot: content for slot, content in wanted.items() if node.takes(slot)}
+            assert not union.keys() & own.keys(), "homes: a tensor has two"
+            if name in world.segments:  # else it died since, and nobody has noticed yet
+                found = world.segments[name].get(generation, {})
+                assert node.shard == world.told[name], f"homes: {name} holds something else"
+                assert found == own, f"whole: generation {generation} on {name}"
+                stateful = {t for t, _ in own if world.manifest.tensors[t].codec == "spectral"}
+                assert stateful <= world.sealed.get((name, generation), set()), f"whole: {name} is not sealed"
+            union |= own
+        assert union == wanted, "homes: a tensor has none"
+        self._is_told(publication, union)
 
     def _is_told(self, publication: Publish, segment: Segment) -> None:
         ledger = QualityLedger(self._world.manifest.tensors)

@@ -2,6 +2,8 @@
 
 python tests/actors/schedules.py SEED [SEED...]            replays schedules, and says what happened
 python tests/actors/schedules.py --devices ...             with workers that are devices, and combine
+python tests/actors/schedules.py --shards ...              with devices that hold a part of the tensors each
+python tests/actors/schedules.py --in-place ...            with devices that refine where they are, also with --shards
 python tests/actors/schedules.py --range START END         runs many in silence; says how each that fails is replayed
 """
 
@@ -10,17 +12,22 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from dataclasses import replace
 from functools import cache
+from typing import Final
 
 from manifests import make_manifest
-from simulator import Faults, Simulation
+from simulator import PATIENT, Faults, Simulation
+
+SPREADING: Final = replace(PATIENT, patience_s=20.0)
 
 manifest_of = cache(make_manifest)
 
 
-def schedule(seed: int, *, devices: bool = False) -> Simulation:
+def schedule(seed: int, *, devices: bool = False, shards: bool = False, in_place: bool = False) -> Simulation:
     """Everything about a schedule, from its seed."""
     rng = random.Random(seed)
+    devices = devices or shards or in_place
     faults = Faults(
         kills=rng.randint(0, 6),
         node_losses=rng.randint(0, 2),
@@ -29,8 +36,9 @@ def schedule(seed: int, *, devices: bool = False) -> Simulation:
         failures=rng.choice([0.0, 0.1]),
         lies=rng.choice([0.0, 0.1]),
         duplicates=rng.choice([0.0, 0.3]),
-        hangs=rng.choice([0.0, 0.0, 0.03]),
+        hangs=rng.choice([0.0, 0.0, 0.03]) if not shards else rng.choice([0.0, 0.03, 0.1]),
         start_failures=rng.choice([0.0, 0.2]),
+        no_returns=rng.choice([0.0, 0.0, 0.4]) if shards else 0.0,
     )
     return Simulation(
         seed,
@@ -40,17 +48,20 @@ def schedule(seed: int, *, devices: bool = False) -> Simulation:
         workers=rng.randint(1, 5),
         receiver=rng.random() < 0.3 and not devices,
         devices=devices,
+        shards=shards,
+        in_place=in_place,
         faults=faults,
+        policy=SPREADING if shards else PATIENT,
     )
 
 
-def run(seed: int, *, devices: bool = False) -> Simulation:
+def run(seed: int, **kind: bool) -> Simulation:
     """Run a schedule to its end; a failure names the command that replays it."""
     try:
-        return schedule(seed, devices=devices).run()
+        return schedule(seed, **kind).run()
     except AssertionError as error:
-        replay = f"python tests/actors/schedules.py {'--devices ' * devices}{seed}"
-        raise AssertionError(f"{error}\n  replay: {replay}") from error
+        options = "".join(f"--{name.replace('_', '-')} " for name, chosen in kind.items() if chosen)
+        raise AssertionError(f"{error}\n  replay: python tests/actors/schedules.py {options}{seed}") from error
 
 
 def main() -> int:
@@ -58,10 +69,13 @@ def main() -> int:
     parser.add_argument("seeds", nargs="*", type=int)
     parser.add_argument("--range", nargs=2, type=int, metavar=("START", "END"))
     parser.add_argument("--devices", action="store_true")
+    parser.add_argument("--shards", action="store_true")
+    parser.add_argument("--in-place", action="store_true")
     arguments = parser.parse_args()
+    kind = {"devices": arguments.devices, "shards": arguments.shards, "in_place": arguments.in_place}
     failed = 0
     for seed in arguments.seeds:
-        simulation = schedule(seed, devices=arguments.devices)
+        simulation = schedule(seed, **kind)
         try:
             simulation.run()
         finally:
@@ -69,7 +83,7 @@ def main() -> int:
             print(f"seed {seed}: {len(simulation.published)} generations, events {simulation.digest()}")
     for seed in range(*arguments.range or (0,)):
         try:
-            run(seed, devices=arguments.devices)
+            run(seed, **kind)
         except AssertionError as error:
             failed += 1
             print(error, flush=True)

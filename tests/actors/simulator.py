@@ -1,6 +1,7 @@
 """A world without Ray for the brain: workers that take time, die, hang and leave garbage behind, sources that fail and
 lie, nodes that come and go, and coordinators that are killed and followed by others. With `devices`, each worker is a
-node of its own, which goes with it, and devices combine (`meetings.py`).
+node of its own, which goes with it, and devices combine (`meetings.py`), or, with `shards`, hold a part of the tensors.
+With `in_place` a slot of the last generation is gone as soon as its place is written to.
 
 One seed is one schedule. Segments are modelled as {slot: fragments in it}; whatever is being written is `GARBAGE`
 until it is done, and a killed worker goes on writing garbage until somebody fences it.
@@ -16,8 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from invariants import GARBAGE, HOME, Invariants, Segment, slots_of
+from invariants import HOME, Invariants
 from meetings import Meetings
+from sim_memory import SimMemory
 
 from holoray.actors.messages import (
     Abort,
@@ -25,14 +27,12 @@ from holoray.actors.messages import (
     Command,
     Event,
     GiveUp,
-    Holdings,
     Kind,
     NodeLost,
     Publish,
     Pulse,
     Restart,
     Retire,
-    Slot,
     Survey,
     Taken,
     TaskDone,
@@ -41,10 +41,10 @@ from holoray.actors.messages import (
     WorkerJoined,
     WorkerLost,
 )
+from holoray.actors.placement import REPLICATE, SHARD, Placement
 from holoray.actors.roster import Policy
 from holoray.actors.state import Brain
 from holoray.errors import IntegrityError, SourceError, WorkerLostError
-from holoray.fragment import FragmentEntry
 from holoray.manifest import Manifest
 
 PATIENT = Policy(
@@ -71,6 +71,8 @@ class Faults:
     duplicates: float = 0.0
     hangs: float = 0.0
     start_failures: float = 0.0
+    no_returns: float = 0.0
+    """Of workers that are lost, those for whom no other comes."""
 
 
 @dataclass
@@ -101,13 +103,17 @@ class Simulation:
         workers: int = 2,
         receiver: bool = False,
         devices: bool = False,
+        shards: bool = False,
+        in_place: bool = False,
         faults: Faults = Faults(),
         policy: Policy = PATIENT,
     ) -> None:
         self.rng = random.Random(seed)
         self.manifest, self.qualities, self.faults, self.policy = manifest, qualities, faults, policy
         self.expected = workers
-        self.devices = devices
+        self.devices, self.shards, self.in_place = devices, shards, in_place
+        self.handed = 0
+        """Generations from which the consumer has returned."""
         self.home = None if devices else HOME
         self.meetings = Meetings(self)
         self.now = 0.0
@@ -116,10 +122,11 @@ class Simulation:
         """When the coordinator of now began."""
         self.log: list[str] = []
         self.published: list[Publish] = []
-        """What the consumer has in hand."""
+        """What the consumer has in hand, or has returned from."""
         self.gave_up: Exception | None = None
-        self.segments: dict[str, dict[int, Segment]] = {f"n{i}": {} for i in range(0 if devices else nodes)}
-        self.sealed: dict[tuple[str, int], set[int]] = {}
+        self.memory = SimMemory(self)
+        self.segments, self.sealed, self.told = self.memory.segments, self.memory.sealed, self.memory.told
+        self.segments.update({f"n{i}": {} for i in range(0 if devices else nodes)})
         self.workers: dict[str, SimWorker] = {}
         self.staff: dict[str, str] = {}
         """Node of each worker that the driver has heard of, and not dismissed."""
@@ -136,6 +143,8 @@ class Simulation:
             self._start(f"n{(i + first) % nodes}")
         if receiver:
             self._start(HOME, ingests=False)
+        for _ in range(self.rng.choice([0, 0, 1, 2]) if shards else 0):
+            self._start("")
         self._at(1.0, self._tick)
         incidents = (
             (faults.kills, self._kill_somebody),
@@ -157,6 +166,11 @@ class Simulation:
             act()
         raise AssertionError("progress: the schedule does not end")
 
+    @property
+    def returned(self) -> int:
+        """What a coordinator may build on: memory of a device may be used until the consumer returns."""
+        return self.handed if self.devices else len(self.published)
+
     def digest(self) -> str:
         """Of everything that happened."""
         return hashlib.sha256("\n".join(self.log).encode()).hexdigest()
@@ -170,7 +184,7 @@ class Simulation:
         for name, worker in list(self.workers.items()):
             if worker.alive and worker.stopped is None and name in self.staff:
                 self._feed(Pulse(self.now, name))
-        self._feed(Taken(self.now, len(self.published)))
+        self._feed(Taken(self.now, self.returned))
         self._feed(Tick(self.now))
         self._at(1.0, self._tick)
 
@@ -223,7 +237,7 @@ class Simulation:
         task = self.zombies.pop(name, None)
         node = self.workers[name].node
         if task is not None and node in self.segments:
-            self._write_garbage(node, task)
+            self.memory.write_garbage(node, task)
 
     def _lose_a_node(self) -> None:
         nodes = [node for node in self.segments if node != HOME]
@@ -256,7 +270,10 @@ class Simulation:
             self.qualities,
             home=self.home,
             expected=self.expected,
-            collective=self.devices,
+            collective=self.devices and not self.shards,
+            placement=Placement(SHARD if self.shards else REPLICATE),
+            reign=self.reign,
+            in_place=self.in_place,
             policy=self.policy,
             **inheritance,
         )
@@ -273,7 +290,7 @@ class Simulation:
         self.reign, self.enthroned = reign, self.now
         self.awaited.clear()
         self.brain = self._make_brain(
-            taken=len(self.published),
+            taken=self.returned,
             muster=dict(self.staff),
             fallen={} if self.devices else {node: list(names) for node, names in self.fallen.items()},
         )
@@ -321,34 +338,37 @@ class Simulation:
         worker.busy = task
         for dead in task.fence:
             self.zombies.pop(dead, None)
-        self._write_garbage(worker.node, task)
+        self.memory.write_garbage(worker.node, task)
         if self.rng.random() < self.faults.hangs:
             worker.stopped = self.now if self.rng.random() < 0.5 else None  # then its heart beats on
+            if self.shards:
+                self._at(self.rng.uniform(5, 30), lambda: self._go_on(name, task, reign))
             return
         if task.kind is Kind.COMBINE:
             self.meetings.begin(name, task, reign)
             return
         self._at(self.rng.expovariate(4.0), lambda: self._end(name, task, reign))
 
-    def _write_garbage(self, node: str, task: Assign) -> None:
-        if task.kind is Kind.SURVEY:
-            return
-        segment = self.segments[node].setdefault(task.generation, {})
-        for slot in slots_of(task):
-            segment[slot] = GARBAGE
-        self.sealed.setdefault((node, task.generation), set()).difference_update(task.tensors)
+    def _go_on(self, name: str, task: Assign, reign: int) -> None:
+        """A worker that was stopped for some time, and given up by somebody who could not say so any more."""
+        worker = self.workers[name]
+        if worker.alive and worker.busy is task:
+            worker.stopped = None
+            self._end(name, task, reign)
 
     def _end(self, name: str, task: Assign, reign: int) -> None:
         worker = self.workers[name]
         if not worker.alive:
             return
+        if task.shard is not None:
+            self.memory.settle(worker.node, task.shard, task.generation)
         error = self._misfortune(task)
         if error is not None:
             self.answer_failed(name, task, reign, error)
         elif task.kind is Kind.SURVEY:
-            self.answer_done(name, task, reign, self._survey(worker.node, task.generation))
+            self.answer_done(name, task, reign, self.memory.survey(worker.node, task.generation))
         else:
-            self._apply(worker.node, task)
+            self.memory.apply(worker.node, task)
             self.answer_done(name, task, reign)
 
     def answer_done(self, name: str, task: Assign, reign: int, survey: Survey | None = None) -> None:
@@ -375,37 +395,6 @@ class Simulation:
         if task.kind is Kind.TRANSFER and not self.workers[task.source].alive:
             return WorkerLostError("the other side died")
         return None
-
-    def _survey(self, node: str, generation: int) -> Survey:
-        for old in [g for g in self.segments[node] if g < generation - 1]:
-            del self.segments[node][old]
-        return Survey(self._holdings(node, generation - 1), self._holdings(node, generation))
-
-    def _holdings(self, node: str, generation: int) -> Holdings:
-        segment = self.segments[node].get(generation, {})
-        whole = frozenset(slot for slot, content in segment.items() if content != GARBAGE)
-        return Holdings(whole, frozenset(self.sealed.get((node, generation), ())))
-
-    def _apply(self, node: str, task: Assign) -> None:
-        segment = self.segments[node][task.generation]
-        last = self.segments[node].get(task.generation - 1, {})
-        for unit in task.units:
-            self.ingested_bytes += unit.stored_bytes
-            slot, layers = (unit.tensor, unit.slot), unit.fragments[0].layer
-            below = frozenset(f.index for f in self.chain(slot)[:layers])
-            if layers:
-                assert last.get(slot) == below, f"base: refined {last.get(slot)} with layer {layers}"
-            segment[slot] = below | {f.index for f in unit.fragments}
-        for slot in task.slots:
-            if task.kind is Kind.CARRY:
-                segment[slot] = last[slot]
-            else:
-                segment[slot] = self.segments[self.workers[task.source].node][task.generation][slot]
-        self.sealed.setdefault((node, task.generation), set()).update(task.tensors)
-
-    def chain(self, slot: Slot) -> list[FragmentEntry]:
-        fragments = self.manifest.tensors[slot[0]].fragments
-        return sorted((f for f in fragments if f.slot == slot[1]), key=lambda f: f.layer)
 
     # -- between the world and the brain -------------------------------------------------------------------
 
@@ -438,11 +427,11 @@ class Simulation:
             self.invariants.excuse(task)
 
     def _obey(self, command: Command) -> None:
+        reign = self.reign
         match command:
             case Assign(worker=name):
                 self.invariants.of_assignment(command)
                 self.awaited.setdefault(name, {})[command.epoch] = command
-                reign = self.reign
                 self.workers[name].queue.append((reign, command))
                 self._begin(name)
             case Abort(worker=name, group=number):
@@ -452,10 +441,16 @@ class Simulation:
                 self.invariants.of_publication(command)
                 self._at(self.rng.uniform(0, 1), lambda: self._take(command))
             case Retire(worker=name, generation=generation):
+                assert generation < self.returned, "in hand: the consumer still looks at what is retired"
                 self.segments.get(self.workers[name].node, {}).pop(generation, None)
             case Restart(worker=name):
                 self._void(name)
-                self._replace(name)
+                if self.shards:
+                    self._at(self.rng.uniform(0, 3), lambda: self._dismiss(name, reign))
+                    if self.faults.coordinator_kills and self.rng.random() < 0.3:
+                        self._at(self.rng.uniform(0, 3), self._kill_coordinator)
+                else:
+                    self._replace(name)
             case GiveUp(error=error):
                 self.gave_up = error
 
@@ -463,8 +458,19 @@ class Simulation:
         """The consumer gets to know of a generation, and says so, some time later."""
         if publication.generation == len(self.published) + 1:
             self.published.append(publication)
+        elif self.devices:  # which another coordinator found to be whole: a tick will tell it when to go on
+            return
         generation = publication.generation
-        self._at(self.rng.uniform(0, 1), lambda: self._feed(Taken(self.now, generation)))
+        self._at(self.rng.uniform(0, 4 if self.devices else 1), lambda: self._hand_over(generation))
+
+    def _hand_over(self, generation: int) -> None:
+        self.handed = generation
+        self._feed(Taken(self.now, generation))
+
+    def _dismiss(self, name: str, reign: int) -> None:
+        """The driver hears whom to replace, unless the coordinator died before: then the next one musters it."""
+        if reign == self.reign or name not in self.staff:
+            self._replace(name)
 
     def _replace(self, name: str) -> None:
         """What the driver does with a worker that is given up."""
@@ -473,7 +479,8 @@ class Simulation:
         old = self.workers[name]
         self.fallen.setdefault(old.node, []).append(name)
         if self.devices:
-            self._start("")
+            if self.rng.random() >= self.faults.no_returns or not any(w.alive for w in self.workers.values()):
+                self._start("")
             return
         stays = old.node == HOME or self.rng.random() < 0.7
         node = old.node if stays else self.rng.choice(sorted(self.segments))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from holoray.actors.device_memory import DeviceGenerations, device_layout
 from holoray.actors.device_worker import DeviceWorker, check_codecs
 from holoray.actors.goals import Goal, first_layer, goals, needs_sealing
 from holoray.actors.locks import new_job, remove_job
-from holoray.actors.messages import Assign, Group, Kind, Slot
+from holoray.actors.messages import Assign, Group, Kind, Shard, Slot
 from holoray.actors.published import SharedWeights, open_weights
 from holoray.actors.worker import JobSpec, Report
 from holoray.errors import CapacityError, DeviceError, SourceError, UsageError, WorkerLostError
@@ -32,6 +32,7 @@ from holoray.kernels import device_accumulators, planes_launch, registry, xp
 from holoray.kernels.host_communicator import HostCommunicators
 from holoray.pipelines import fragment_pipeline
 from holoray.pipelines.frame_groups import group_nbytes
+from holoray.pipelines.plan import Unit
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.tensor import Array
 
@@ -46,9 +47,14 @@ def twins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def contents(sealed: SealedStore, memory: DeviceGenerations, generation: int) -> dict[str, Array]:
     """As a consumer on the device sees them."""
-    shared = SharedWeights("w0", "n", 1, generation, memory.share(generation))
+    shared = SharedWeights("w0", "n", 1, generation, tuple(memory.share(generation)))
     found = open_weights(sealed.manifest, shared, CpuDevice(None))
-    return {t.name: found[t.name].view(t.spec.numpy_dtype) for t in sealed.manifest.tensors}
+    return {t.name: found[t.name].view(t.spec.numpy_dtype) for t in sealed.manifest.tensors if t.name in found}
+
+
+def poison(memory: DeviceGenerations, generation: int) -> None:
+    for block in memory._generations[generation].blocks:
+        block.memory[:] = 0xA5
 
 
 def test_refining_generation_after_generation(sealed: SealedStore) -> None:
@@ -66,7 +72,7 @@ def test_refining_generation_after_generation(sealed: SealedStore) -> None:
             assert_same(contents(sealed, memory, number - 1), before)
         before = {name: array.copy() for name, array in contents(sealed, memory, number).items()}
         memory.retire(number - 1)
-        with pytest.raises(SourceError, match="not on this device"):
+        with pytest.raises(SourceError, match="not whole on this device"):
             memory.share(number - 1)
 
 
@@ -76,12 +82,98 @@ def test_a_slot_done_again_is_overwritten_wholly(sealed: SealedStore) -> None:
     memory = DeviceGenerations(sealed.manifest, CpuDevice(None))
     ingest(sealed, memory, 1, first.new)
     memory.make(2)
-    memory.device.attach(memory.share(2), memory._layout.nbytes)[:] = 0xA5
+    poison(memory, 2)
     for _ in range(2):
         ingest(sealed, memory, 2, last.new)
     memory.carry(unchanged(last))
     seal(sealed, memory)
     assert_same(contents(sealed, memory, 2), sealed.load())
+
+
+# -- shards -------------------------------------------------------------------------------------------------
+
+
+def of(goal: Goal, tensors: Iterable[int]) -> tuple[Unit, ...]:
+    return tuple(unit for unit in goal.new if unit.tensor in set(tensors))
+
+
+def expected_of(sealed: SealedStore, tensors: Iterable[int], quality: float) -> dict[str, Array]:
+    names = {sealed.manifest.tensors[t].name for t in tensors}
+    return {name: array for name, array in sealed.load(quality=quality).items() if name in names}
+
+
+def make_shard(sealed: SealedStore, memory: DeviceGenerations, number: int, goal: Goal) -> None:
+    """What a coordinator asks of a device for its own tensors, of which it has the last generation."""
+    tensors = memory._tensors
+    ingest(sealed, memory, number, of(goal, tensors))
+    memory.carry([slot for slot in unchanged(goal) if slot[0] in tensors] if number > 1 else [])
+    memory.seal(t for t in tensors if needs_sealing(sealed.manifest.codecs[t]))
+
+
+def test_a_device_of_a_shard_has_room_for_its_own_only(sealed: SealedStore) -> None:
+    """And gives only these away; what it was told later lies beside."""
+    manifest, goal = sealed.manifest, goals(sealed.manifest, (1.0,))[0]
+    count = len(manifest.tensors)
+    memory = DeviceGenerations(manifest, CpuDevice(None), sharded=True)
+    assert memory.survey(1).shard is None
+    first = Shard((1, 1), frozenset(range(0, count, 2)))
+    memory.settle(first, 1)
+    make_shard(sealed, memory, 1, goal)
+    assert memory.survey(1).shard == first
+    assert sorted(memory.tensors(1)) == sorted(first.tensors)
+    assert_same(contents(sealed, memory, 1), expected_of(sealed, first.tensors, 1.0))
+    own_bytes = sum(manifest.tensors[t].spec.nbytes for t in first.tensors)
+    assert memory._generations[1].nbytes <= own_bytes + 64 * count
+    with pytest.raises(SourceError, match="not on this device"):
+        memory.fetch(1, 1)
+    grown = Shard((1, 2), first.tensors | {1})
+    memory.settle(grown, 1)
+    ingest(sealed, memory, 1, of(goal, {1}))
+    with pytest.raises(SourceError, match="not whole"):
+        memory.share(1)
+    make_shard(sealed, memory, 1, goal)
+    assert len(memory.share(1)) == 2
+    assert_same(contents(sealed, memory, 1), expected_of(sealed, grown.tensors, 1.0))
+
+
+@pytest.mark.fault("no-device-memory")
+def test_a_shard_that_grows_beyond_the_device_is_refused_before_it_is_allocated(
+    sealed: SealedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was spread: what was published stays."""
+    monkeypatch.setitem(vars(device_accumulators), "launch", planes_launch.launch)  # queued, as on a GPU
+    manifest, goal = sealed.manifest, goals(sealed.manifest, (1.0,))[0]
+    large = max(range(len(manifest.tensors)), key=lambda t: manifest.tensors[t].spec.nbytes)
+    others = frozenset(range(len(manifest.tensors))) - {large}
+    device = LateDevice()
+    room = sum(manifest.tensors[t].spec.nbytes for t in others) + (8 << 20)
+    memory = DeviceGenerations(manifest, device, room, sharded=True)
+    memory.settle(Shard((1, 1), others), 1)
+    make_shard(sealed, memory, 1, goal)
+    used = device.used_bytes
+    memory.settle(Shard((1, 2), others | {large}), 2)
+    with pytest.raises(CapacityError, match="a generation takes"):
+        memory.make(2)
+    assert device.used_bytes == used
+    assert sorted(memory.tensors(1)) == sorted(others)
+
+
+def test_what_a_device_is_not_to_hold_any_more_is_not_passed_off_as_held(sealed: SealedStore) -> None:
+    """Another was told later to hold it: it begins this generation anew, and still gives the last one away."""
+    first, last = goals(sealed.manifest, (0.9, 1.0))
+    everything = frozenset(range(len(sealed.manifest.tensors)))
+    memory = DeviceGenerations(sealed.manifest, CpuDevice(None), sharded=True)
+    memory.settle(Shard((1, 1), everything), 1)
+    make_shard(sealed, memory, 1, first)
+    ingest(sealed, memory, 2, last.new)
+    memory.settle(Shard((2, 1), everything - {0}), 2)
+    survey = memory.survey(2)
+    assert not survey.making.slots
+    assert not survey.last.slots
+    assert_same(contents(sealed, memory, 1), sealed.load(quality=first.quality))
+    ingest(sealed, memory, 2, tuple(unit for unit in last.whole.values() if unit.tensor))
+    memory.seal(t for t in everything - {0} if needs_sealing(sealed.manifest.codecs[t]))
+    assert_same(contents(sealed, memory, 2), expected_of(sealed, everything - {0}, 1.0))
 
 
 # -- groups -------------------------------------------------------------------------------------------------
@@ -103,12 +195,14 @@ def make_worker(spec: JobSpec, sealed: SealedStore, name: str) -> DeviceWorker:
     return worker
 
 
-def run_group(workers: list[DeviceWorker], group: Group, slots: list[tuple[Slot, ...]]) -> list[Report]:
+def run_group(
+    workers: list[DeviceWorker], group: Group, slots: list[tuple[Slot, ...]], generation: int = 1
+) -> list[Report]:
     ticket = workers[0].ticket(0)
     reports: list[Report] = [Report()] * len(workers)
 
     def run(rank: int) -> None:
-        task = Assign(Kind.COMBINE, f"w{rank}", 9, 1, slots=slots[rank], group=group, rank=rank)
+        task = Assign(Kind.COMBINE, f"w{rank}", 9, generation, slots=slots[rank], group=group, rank=rank)
         reports[rank] = workers[rank].do(0, task, ticket=ticket)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(workers))]
@@ -227,7 +321,7 @@ def test_frames_that_a_worker_opens_are_planned_for(
     monkeypatch.setattr(fragment_pipeline, "MIN_BATCH_BYTES", 32 << 10)
     (goal,) = goals(framed.manifest, (1.0,))
     group = group_nbytes(f for t in framed.manifest.tensors for f in t.fragments)
-    least = device_layout(framed.manifest).nbytes + group
+    least = device_layout(framed.manifest, range(len(framed.manifest.tensors))).nbytes + group
     device = QueuedLateDevice()
     worker = opening_worker(framed, spec, monkeypatch, device, decompress="device", device_bytes=least)
     assert make_generation(worker, framed, 1, goal) is None
@@ -305,7 +399,8 @@ def test_a_worker_without_memory_says_so_and_leaves_what_was_published(
     first, last = goals(sealed.manifest, (0.9, 1.0))
     assert make_generation(worker, sealed, 1, first) is None
     before = fetched(worker, sealed, 1)
-    segment_bytes = worker._device_memory._layout.nbytes
+    (block,) = worker._device_memory._generations[1].blocks
+    segment_bytes = block.layout.nbytes
     device.lack = lambda nbytes: nbytes not in (0, segment_bytes)
     assert isinstance(make_generation(worker, sealed, 2, last), CapacityError)
     assert_same(fetched(worker, sealed, 1), before)

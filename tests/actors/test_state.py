@@ -9,7 +9,7 @@ import pytest
 from schedules import manifest_of, run, schedule
 from simulator import PATIENT
 
-from holoray.actors.goals import check_qualities, goals
+from holoray.actors.goals import check_qualities, first_layer, goals, needs_sealing
 from holoray.actors.messages import (
     Abort,
     Assign,
@@ -34,6 +34,7 @@ from holoray.actors.roster import Policy
 from holoray.actors.state import Brain
 from holoray.errors import HolorayError, IntegrityError, SourceError, UsageError, WorkerLostError
 from holoray.manifest import Manifest
+from holoray.pipelines.plan import Unit
 
 PART = 100
 
@@ -361,13 +362,24 @@ def test_a_follower_goes_on_after_what_the_consumer_has() -> None:
     assert all(task.generation == 2 for task in ingests)
 
 
-def test_a_last_generation_with_a_hole_is_none() -> None:
-    first, last = goals(manifest_of(2), (0.5, 1.0))
-    machine = follow_up(taken=1, muster={"a": "n0"})
+def test_only_the_hole_of_a_last_generation_is_read_from_nothing() -> None:
+    """And a tensor whose state was not turned into weights counts as a hole."""
+    manifest = manifest_of(5)
+    first, last = goals(manifest, (0.5, 1.0))
+    machine = Brain(manifest, (0.5, 1.0), home="n0", expected=2, policy=PATIENT, taken=1, muster={"a": "n0"})
     (survey,) = first_assignments(machine.handle(WorkerJoined(0.0, "a", "n0")), Kind.SURVEY)
-    found = Survey(last=Holdings(frozenset(list(first.whole)[1:]), SEALED))
-    ingests = first_assignments(machine.handle(TaskDone(1.0, "a", survey.epoch, found)), Kind.INGEST)
-    assert {u for task in ingests for u in task.units} <= set(last.whole.values())
+    layered = [(u.tensor, u.slot) for u in last.new if first_layer(u)]
+    stateful = {t for t, codec in enumerate(manifest.codecs) if needs_sealing(codec)}
+    hole = {layered[0]} | {slot for slot in first.whole if slot[0] in stateful}
+    assert len(layered) > 1
+    assert len(hole) > 1
+    found = Survey(last=Holdings(frozenset(first.whole) - {layered[0]}, SEALED - stateful))
+    todo, units = machine.handle(TaskDone(1.0, "a", survey.epoch, found)), dict[Slot, Unit]()
+    while ingests := first_assignments(todo, Kind.INGEST):
+        units |= {(u.tensor, u.slot): u for task in ingests for u in task.units}
+        todo = [c for task in ingests for c in machine.handle(TaskDone(2.0, "a", task.epoch))]
+    refined = {(u.tensor, u.slot): u for u in last.new}
+    assert units == {s: last.whole[s] if s in hole else refined[s] for s in hole | refined.keys()}
 
 
 def layered_and_taken(*, base_ingests: bool) -> tuple[Brain, list[Assign]]:
@@ -388,6 +400,28 @@ def test_refining_is_for_who_has_the_last_generation(base_ingests: bool) -> None
     refining = [task for task in ingests if task.units[0].fragments[0].layer]
     assert refining
     assert all(task.worker == "a" for task in refining)
+
+
+def test_refining_is_for_who_has_exactly_these_slots() -> None:
+    """Two nodes have half of the last generation each: nothing is read from nothing, and each refines its own half."""
+    manifest = manifest_of(5)
+    first, last = goals(manifest, (0.5, 1.0))
+    refining = [(u.tensor, u.slot) for u in last.new if first_layer(u)]
+    halves = {"a": set(refining[::2]), "b": set(refining[1::2])}
+    machine = Brain(manifest, (0.5, 1.0), home="n0", expected=2, policy=PATIENT, taken=1, muster={"a": "n0", "b": "n1"})
+    machine.handle(WorkerJoined(0.0, "a", "n0"))
+    todo = machine.handle(WorkerJoined(0.0, "b", "n1"))
+    refined: dict[str, set[Slot]] = {"a": set(), "b": set()}
+    while todo:
+        task = todo.pop(0)
+        if not isinstance(task, Assign) or task.kind not in (Kind.SURVEY, Kind.INGEST):
+            continue
+        for unit in task.units:
+            if first_layer(unit):
+                refined[task.worker].add((unit.tensor, unit.slot))
+        found = Survey(last=Holdings(frozenset(first.whole) - set(refining) | halves[task.worker], SEALED))
+        todo += machine.handle(TaskDone(1.0, task.worker, task.epoch, found))
+    assert refined == halves
 
 
 def test_refining_that_nobody_can_do_any_more_begins_anew() -> None:

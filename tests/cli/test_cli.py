@@ -309,6 +309,9 @@ def test_warmup_errors(store: Path, tmp_path: Path) -> None:
         (["warmup", store, "--quality", "2"], 2),
         (["warmup", store, "--workers", "0"], 2),
         (["warmup", store, "--device", "tpu"], 2),
+        (["warmup", store, "--placement", "shard"], 2),
+        (["warmup", store, "--in-place"], 2),
+        (["warmup", store, "--device", "cuda", "--placement", "shard", "--place", "*"], 2),
         (["warmup", store, "--patience", "-1"], 2),
         (["warmup", store, "--expect", "sha256:" + "0" * 64], 3),
     ):
