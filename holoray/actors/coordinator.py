@@ -16,6 +16,7 @@ import numpy.typing as npt
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from holoray.actors.losses import Losses
 from holoray.actors.messages import (
     Abort,
     Assign,
@@ -40,6 +41,7 @@ from holoray.actors.state import Brain
 from holoray.actors.worker import JobSpec, Member, Report
 from holoray.errors import UsageError, WorkerLostError
 from holoray.metrics import JobMetrics, MetricsServer
+from holoray.pipelines.curve import Key
 from holoray.pipelines.meter import record
 from holoray.version import __version__
 
@@ -51,7 +53,10 @@ _LEVELS: Final = (0.95, 0.99, 0.999, 0.9999, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One published generation. `bytes_read`: of the store so far, manifest included; `seconds`: since the start."""
+    """One published generation. `bytes_read`: of the store so far, manifest included; `seconds`: since the start.
+
+    `lost`: fragments that it and all later ones lack, since no source has an honest copy.
+    """
 
     generation: int
     quality: float
@@ -61,9 +66,11 @@ class Generation:
     snr_db: float
     complete: bool
     final: bool
+    lost: frozenset[Key] = frozenset()
 
     def asdict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As users see it: how many fragments are `lost`, and not which."""
+        return asdict(self) | {"lost": len(self.lost)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +84,18 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Legacy:
-    """What a coordinator takes over: its number, who is there, who died where, what the consumer has in hand."""
+    """What a coordinator takes over: its number, who is there, who died where, what the consumer has in hand.
+
+    `announced`: the newest generation that the consumer has heard of, which lacks what is `lost`.
+    """
 
     reign: int = 1
     members: tuple[Member, ...] = ()
     fallen: Mapping[str, Sequence[str]] = field(default_factory=dict)
     taken: int = 0
     bytes_read: int = 0
+    announced: int = 0
+    lost: frozenset[Key] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +169,12 @@ class Coordinator:
                 collective=spec.accelerator is not None and not spec.placement.is_sharded,
                 placement=spec.placement,
                 in_place=spec.accelerator is not None and spec.accelerator.in_place,
+                losses=Losses(
+                    skips=spec.fault_policy.skip_corrupted,
+                    min_quality=spec.fault_policy.min_quality,
+                    lost=legacy.lost,
+                    announced=legacy.announced,
+                ),
                 reign=legacy.reign,
                 policy=policy,
                 taken=legacy.taken,
@@ -315,7 +333,7 @@ class Coordinator:
             now = time.monotonic()
             if report.error is None:
                 self.metrics.set("holoray_last_progress_timestamp_seconds", time.time())
-                self._feed(TaskDone(now, task.worker, task.epoch, report.survey))
+                self._feed(TaskDone(now, task.worker, task.epoch, report.survey, report.missed))
             else:
                 self._feed(TaskFailed(now, task.worker, task.epoch, report.error))
 
@@ -362,6 +380,7 @@ class Coordinator:
             quality.snr_db,
             quality.complete,
             command.final,
+            command.lost,
         )
         self.metrics.set("holoray_quality_ratio", generation.quality)
         self.metrics.set("holoray_generation", generation.generation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from holoray.actors.device_memory import DeviceGenerations
@@ -86,7 +87,7 @@ class DeviceWorker(Worker):
                 stop=self._stop(reign, group.number),
             )
             try:
-                self._exchange(group, task.rank, set(task.slots), communicator)
+                self._exchange(group, task.rank, task.held, communicator)
             except BaseException:
                 communicator.abort()  # closing alone would wait for the others, who wait for this member's next sum
                 raise
@@ -94,7 +95,7 @@ class DeviceWorker(Worker):
                 communicator.close()
         self._meter.add(tally)
 
-    def _exchange(self, group: Group, rank: int, taken: set[Slot], communicator: Communicator) -> None:
+    def _exchange(self, group: Group, rank: int, taken: Mapping[Slot, int], communicator: Communicator) -> None:
         memory = self._device_memory
         mine = [owner == rank for owner in group.owners]
         if not all(memory.holds(slot) for slot, own in zip(group.slots, mine, strict=True) if own):
@@ -106,7 +107,7 @@ class DeviceWorker(Worker):
         for done in combine(parts, mine, wanted, communicator, memory.device):
             for index in done:
                 if wanted[index]:
-                    memory.hold(group.slots[index])
+                    memory.hold(group.slots[index], taken[group.slots[index]])
                     self._combined_bytes += parts[index].nbytes
 
     def _stop(self, reign: int, group: int) -> threading.Event:

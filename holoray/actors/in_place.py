@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from holoray.actors.device_memory import DeviceGenerations, Generation
@@ -33,11 +33,14 @@ class InPlaceGenerations(DeviceGenerations):
         self._check_held((unit.tensor, unit.slot) for unit in work if first_layer(unit))
         super().prepare(work)
 
-    def carry(self, slots: Sequence[Slot]) -> None:
+    def carry(self, slots: Mapping[Slot, int]) -> None:
         """Slots without new fragments are where they are."""
-        self._check_held(slots)
-        for slot in slots:
-            self.hold(slot)
+        self._check_held(slot for slot, count in slots.items() if count)
+        for slot, count in slots.items():
+            if count:
+                self.hold(slot, count)
+            else:
+                self.clear(slot)
 
     def _check_held(self, slots: Iterable[Slot]) -> None:
         last = self._last

@@ -12,9 +12,11 @@ from holoray.manifest import Manifest
 
 
 class Marks:
-    """A byte a slot (1: whole) and a byte a tensor (1: sealed) in `memory`, uint8 of `nbytes(manifest)`.
+    """A byte a slot and a byte a tensor (1: sealed) in `memory`, uint8 of `nbytes(manifest)`.
 
-    A slot's mark goes before the slot is written and comes back afterwards: who dies in between leaves none.
+    A slot's mark is 0 while it is not whole, else 1 and the fragments it holds: how much was wanted may change, where
+    fragments turn out to be lost. It goes before the slot is written and comes back afterwards: who dies in between
+    leaves none.
     """
 
     def __init__(self, manifest: Manifest, memory: npt.NDArray[np.uint8]) -> None:
@@ -36,11 +38,16 @@ class Marks:
         """The slot is not there any more; its tensor stays as it is."""
         self._slots[self._starts[slot[0]] + slot[1]] = 0
 
-    def hold(self, slot: Slot) -> None:
-        self._slots[self._starts[slot[0]] + slot[1]] = 1
+    def hold(self, slot: Slot, count: int) -> None:
+        """The slot is whole, and holds so many fragments."""
+        self._slots[self._starts[slot[0]] + slot[1]] = 1 + count
 
     def holds(self, slot: Slot) -> bool:
         return bool(self._slots[self._starts[slot[0]] + slot[1]])
+
+    def count(self, slot: Slot) -> int:
+        """How many fragments a slot holds that is whole."""
+        return int(self._slots[self._starts[slot[0]] + slot[1]]) - 1
 
     def seal(self, tensor: int) -> None:
         self._sealed[tensor] = 1
@@ -50,8 +57,9 @@ class Marks:
         places = np.flatnonzero(self._slots)
         tensors = np.searchsorted(self._starts, places, side="right") - 1
         slots = places - np.asarray(self._starts)[tensors]
+        counts = self._slots[places] - 1
         return Holdings(
-            frozenset(zip(tensors.tolist(), slots.tolist(), strict=True)),
+            dict(zip(zip(tensors.tolist(), slots.tolist(), strict=True), counts.tolist(), strict=True)),
             frozenset(np.flatnonzero(self._sealed).tolist()),
         )
 

@@ -7,8 +7,10 @@ an *epoch*, a number never used twice; the answer repeats it, and one whose epoc
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from holoray.pipelines.curve import Key
 from holoray.pipelines.plan import Unit
 from holoray.quality import Quality
 
@@ -17,9 +19,9 @@ Slot = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What the segment of a generation holds for sure: slots whole, tensors sealed."""
+    """What the segment of a generation holds for sure: slots, with the number of their fragments; tensors sealed."""
 
-    slots: frozenset[Slot] = frozenset()
+    slots: Mapping[Slot, int] = field(default_factory=dict)
     sealed: frozenset[int] = frozenset()
 
 
@@ -79,12 +81,17 @@ class NodeLost:
 
 @dataclass(frozen=True, slots=True)
 class TaskDone:
-    """What was asked under this epoch is in the segment of the worker's node; a SURVEY has what it found."""
+    """What was asked under this epoch is in the segment of the worker's node; a SURVEY has what it found.
+
+    `missed`: fragments that are not, since no source of this worker has an honest copy, or since they require one of
+    these. Their slots hold what is left.
+    """
 
     now: float
     worker: str
     epoch: int
     survey: Survey | None = None
+    missed: frozenset[Key] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +139,7 @@ class Kind(enum.Enum):
     INGEST = "ingest"
     """Fetch, verify, decode: refine what the last generation holds, or start from nothing."""
     CARRY = "carry"
-    """Copy slots without new fragments from the last generation's segment."""
+    """Copy slots without new fragments from the last generation's segment; one that is to hold none is cleared."""
     TRANSFER = "transfer"
     """Take over slots that another node holds."""
     COMBINE = "combine"
@@ -160,8 +167,9 @@ class Assign:
 
     INGEST has `units` (their first fragment tells where refinement starts: at layer 0 from nothing); CARRY
     and TRANSFER have `slots`, TRANSFER the `source` worker as well; SEAL has `tensors`. COMBINE has the `slots` that
-    the worker takes, and its `rank` in the `group`, whose members are all asked at the same time. `fence` names dead
-    workers of this node that must be gone for sure before anything is written.
+    the worker takes, and its `rank` in the `group`, whose members are all asked at the same time. `counts`: how many
+    fragments each of the `slots` then holds. `fence` names dead workers of this node that must be gone for sure before
+    anything is written.
     """
 
     kind: Kind
@@ -170,12 +178,18 @@ class Assign:
     generation: int
     units: tuple[Unit, ...] = ()
     slots: tuple[Slot, ...] = ()
+    counts: tuple[int, ...] = ()
     tensors: tuple[int, ...] = ()
     source: str = ""
     fence: tuple[str, ...] = ()
     group: Group | None = None
     rank: int = 0
     shard: Shard | None = None
+
+    @property
+    def held(self) -> dict[Slot, int]:
+        """The slots, and how many fragments each then holds."""
+        return dict(zip(self.slots, self.counts, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +202,12 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Every node holds this generation whole; `final`: no other follows."""
+    """Every node holds this generation whole, but for what is `lost`; `final`: no other follows."""
 
     generation: int
     quality: Quality
     final: bool
+    lost: frozenset[Key] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,10 @@ def _check(name: str, value: float, least: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Work for one worker: of `node`, or of any; `failed_on` is who tried last in vain."""
+    """Work for one worker: of `node`, or of any; `failed_on` is who tried last in vain.
+
+    `missed`: sources of a worker had no honest copy of some of it.
+    """
 
     kind: Kind
     node: str
@@ -72,6 +75,7 @@ class Task:
     shard: Shard | None = None
     attempts: int = 0
     failed_on: str = ""
+    missed: bool = False
 
     @property
     def refines(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -123,19 +123,40 @@ class SlotMemory(ABC):
         assert self._marks is not None
         self._marks.forget(slot)
 
-    def hold(self, slot: Slot) -> None:
-        """Mark a slot as whole."""
+    def hold(self, slot: Slot, count: int) -> None:
+        """Mark a slot as whole, with so many fragments."""
         assert self._marks is not None
-        self._marks.hold(slot)
+        self._marks.hold(slot, count)
 
-    def carry(self, slots: Sequence[Slot]) -> None:
-        """Copy slots from the last generation (accumulated state stays where it is)."""
-        for slot in slots:
-            self.begin(slot)
-            self._copy(slot)
+    def clear(self, slot: Slot) -> None:
+        """The slot is whole without any fragment: zeros."""
+        self.begin(slot)
+        self._populate(slot)
+        self.accumulator(slot[0]).clear(slot[1])
+        self.hold(slot, 0)
+
+    def finish(self, unit: Unit) -> int:
+        """How many fragments of a unit that was prepared, all of which may have been skipped, are in its slot."""
+        assert self._marks is not None
+        slot, layers = (unit.tensor, unit.slot), first_layer(unit)
+        if not self._marks.holds(slot):
+            if layers:
+                self.hold(slot, layers)
+            else:
+                self.clear(slot)
+        return self._marks.count(slot) - layers
+
+    def carry(self, slots: Mapping[Slot, int]) -> None:
+        """Copy slots, of so many fragments, from the last generation (accumulated state stays where it is)."""
+        for slot, count in slots.items():
+            if count:
+                self.begin(slot)
+                self._copy(slot)
+            else:
+                self.clear(slot)
         self._await_copies()
-        for slot in slots:
-            self.hold(slot)
+        for slot, count in slots.items():
+            self.hold(slot, count)
 
     def _copy(self, slot: Slot) -> None:
         here = self._populate(slot)
@@ -158,17 +179,17 @@ class SlotMemory(ABC):
         """The contents of slots, one after the other, on the host: what travels to another node."""
         return np.concatenate([self._content(slot) for slot in slots])
 
-    def write(self, slots: Iterable[Slot], contents: Bytes) -> None:
-        """Overwrite slots with what `read` of the same slots gave on another node."""
+    def write(self, slots: Mapping[Slot, int], contents: Bytes) -> None:
+        """Overwrite slots, of so many fragments, with what `read` of the same slots gave on another node."""
         position = 0
-        for slot in slots:
+        for slot, count in slots.items():
             accumulator = self.accumulator(slot[0])
             end = position + accumulator.slot_nbytes(slot[1])
             if end > contents.size:
                 break
             self.begin(slot)
             accumulator.write_slot(slot[1], contents[position:end])
-            self.hold(slot)
+            self.hold(slot, count)
             position = end
         else:
             if position == contents.size:

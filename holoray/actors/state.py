@@ -22,7 +22,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from holoray.actors.goals import goals
+from holoray.actors.goals import count_with, cut, goals
+from holoray.actors.losses import Losses
 from holoray.actors.messages import (
     Abort,
     Assign,
@@ -50,6 +51,7 @@ from holoray.actors.todo import Todo, held_anywhere
 from holoray.actors.waiting import Waiting
 from holoray.errors import HolorayError, IntegrityError, SourceError, WorkerLostError
 from holoray.manifest import Manifest
+from holoray.pipelines.curve import Key
 from holoray.pipelines.ledger import QualityLedger
 from holoray.pipelines.plan import Unit
 
@@ -61,8 +63,8 @@ class Brain:
     are on all nodes, and `expected` of these must hold it. `expected` is also the number of workers that batches are
     cut for. `collective`: nodes are devices, which can combine all at once. `placement`: what is to be on each node;
     one with a shard goes with its worker. `in_place`: who begins to write a slot has it of the last generation no more.
-    `reign` counts brains. After a dead one: `taken` is the generation that the consumer has in hand, `muster` the
-    workers who may still be busy, each with its node, `fallen` the dead ones of each node.
+    `losses`: what may be missing in the end. `reign` counts brains. After a dead one: `taken` is the generation that
+    the consumer has in hand, `muster` the workers who may still be busy, each with its node, `fallen` the dead of each.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Brain:
         collective: bool = False,
         placement: Placement | None = None,
         in_place: bool = False,
+        losses: Losses | None = None,
         reign: int = 1,
         policy: Policy | None = None,
         taken: int = 0,
@@ -94,7 +97,8 @@ class Brain:
         self._shards: Shards | None = None
         if placement is not None and placement.is_sharded:
             self._shards = Shards.of(manifest, self._expected, placement, reign)
-        self._goals = goals(manifest, qualities)
+        self._losses = losses or Losses()
+        self._goals = cut(manifest, goals(manifest, qualities, skip_lost=self._losses.skips), self._losses.lost)
         self._ledger = QualityLedger(manifest.tensors)
         for goal in self._goals[:taken]:
             self._count(goal.new)
@@ -150,10 +154,11 @@ class Brain:
                 self._unseen.discard(node)
             case Pulse(worker=worker):
                 self._heard(worker)
-            case TaskDone(worker=worker, epoch=epoch, survey=survey):
+            case TaskDone(worker=worker, epoch=epoch, survey=survey, missed=missed):
                 task = self._land(worker, epoch)
                 if task is not None:
-                    self._note(task, self._nodes[self._workers[worker].node], survey)
+                    left = self._miss(task, worker, missed) if missed else task
+                    self._note(left, self._nodes[self._workers[worker].node], survey)
             case TaskFailed(worker=worker, epoch=epoch, error=error):
                 task = self._land(worker, epoch)
                 if task is not None:
@@ -214,15 +219,34 @@ class Brain:
         if not transient or task.attempts + 1 >= self.policy.max_attempts:
             self._give_up(error)
             return
-        again = replace(task, attempts=task.attempts + 1, failed_on=worker)
-        if task.node == ANYWHERE:  # a survey may have found its slots while they were under way
+        self._requeue(replace(task, attempts=task.attempts + 1, failed_on=worker))
+
+    def _requeue(self, again: Task) -> None:
+        if again.node == ANYWHERE:  # a survey may have found its slots while they were under way
             again = again.without(held_anywhere(self._nodes.values()))
-        if task.kind is not Kind.INGEST:
+        if again.kind is not Kind.INGEST:
             self._waiting.put_first(again)
             return
-        nodes = self._nodes.values() if task.node == ANYWHERE else [self._nodes[task.node]]
+        nodes = self._nodes.values() if again.node == ANYWHERE else [self._nodes[again.node]]
         for part in self._todo.again(again, nodes):
             self._waiting.put_first(part)
+
+    def _miss(self, task: Task, worker: str, missed: Collection[Key]) -> Task:
+        """What is done of a task whose worker can have some fragments from nowhere.
+
+        Another worker, whose sources may be others, tries once as well; then all go on without them.
+        """
+        holes = {(t, self._manifest.tensors[t].fragments[index].slot) for t, index in missed}
+        if task.node == ANYWHERE and not task.missed and self._has_ingesting(but=worker):
+            again = tuple(unit for unit in task.units if (unit.tensor, unit.slot) in holes)
+            self._requeue(replace(task, units=again, failed_on=worker, missed=True))
+            return task.without(holes)
+        try:
+            self._goals = self._losses.cut(self._manifest, self._goals, missed, self.generation - 1)
+        except HolorayError as error:
+            self._give_up(error)
+        self._todo = self._make_todo()
+        return task
 
     def _break_up(self, group: Group, error: Exception) -> None:
         """The rest of a group would wait in vain; slots travel one by one for the rest of this generation."""
@@ -395,7 +419,8 @@ class Brain:
 
     def _publish(self, manned: Mapping[str, Node]) -> None:
         self._count(self._todo.goal.new)
-        self._say(Publish(self.generation, self._ledger.quality, final=self.generation == len(self._goals)))
+        final = self.generation == len(self._goals)
+        self._say(Publish(self.generation, self._ledger.quality, final, self._losses.lost))
         self._awaited = self.generation
         for name, node in self._nodes.items():
             node.base = node.have if name in manned else set()
@@ -427,6 +452,7 @@ class Brain:
                 self.generation,
                 units=task.units,
                 slots=task.slots,
+                counts=tuple(count_with(self._todo.goal.whole[slot]) for slot in task.slots),
                 tensors=task.tensors,
                 source=self._busy_least(task.source) if task.kind is Kind.TRANSFER else "",
                 fence=tuple(self._fallen.get(worker.node, ())),
@@ -450,8 +476,8 @@ class Brain:
     def _busy_least(self, node: str) -> str:
         return min(self._crew(node), key=lambda name: len(self._workers[name].flying))
 
-    def _has_ingesting(self) -> bool:
-        return any(worker.ingests for worker in self._workers.values())
+    def _has_ingesting(self, but: str = "") -> bool:
+        return any(worker.ingests for name, worker in self._workers.items() if name != but)
 
     def _count(self, units: Sequence[Unit]) -> None:
         for unit in units:

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from holoray.actors.goals import Goal, first_layer, needs_sealing
-from holoray.actors.messages import Group, Kind, Shard, Slot, Survey
+from holoray.actors.goals import Goal, count_with, first_layer, needs_sealing
+from holoray.actors.messages import Group, Holdings, Kind, Shard, Slot, Survey
 from holoray.actors.roster import ANYWHERE, Node, Policy, Task, slots_of
 from holoray.manifest import Manifest
 from holoray.pipelines.plan import Unit, batches
@@ -38,9 +38,9 @@ class Todo:
         node.base = set()
         if self._last is not None:
             stale = set(_stateful(self._manifest, self._last)) - last.sealed
-            whole = last.slots & self._last.whole.keys()
+            whole = _whole(last, self._last)
             node.base = {slot for slot in whole if slot[0] not in stale and node.takes(slot)}
-        node.have = {slot for slot in making.slots & self.goal.whole.keys() if node.takes(slot)}
+        node.have = {slot for slot in _whole(making, self.goal) if node.takes(slot)}
         node.sealed = set(making.sealed)
 
     def alone(self, name: str, node: Node, shard: Shard | None) -> Iterator[Task]:
@@ -63,7 +63,7 @@ class Todo:
                 continue
             bases = tuple(number for number, node in enumerate(nodes) if slot in node.base)
             unit = self._new.get(slot) if bases else whole
-            if unit is not None:  # else it is carried by whoever has it
+            if unit is not None and unit.fragments:  # else it is carried by whoever has it
                 groups.setdefault(bases if first_layer(unit) else (), []).append(unit)
         total = sum(unit.stored_bytes for group in groups.values() for unit in group)
         workers = self._expected if where == ANYWHERE else 1
@@ -90,7 +90,7 @@ class Todo:
         node = nodes[name]
         groups: dict[str, list[Slot]] = {}
         for slot in self.lacking(node):
-            if slot in node.base and slot not in self._new:
+            if (slot in node.base and slot not in self._new) or not self.goal.whole[slot].fragments:
                 groups.setdefault(name, []).append(slot)
                 continue
             peer = next((peer for peer, other in nodes.items() if slot in other.have), None)
@@ -134,6 +134,11 @@ class Todo:
 def held_anywhere(nodes: Iterable[Node]) -> set[Slot]:
     """Slots of the generation in the making that some node holds."""
     return set().union(*(node.have for node in nodes))
+
+
+def _whole(found: Holdings, goal: Goal) -> set[Slot]:
+    """Slots that hold what the goal wants of them: no more, nor what was left when something had been lost."""
+    return {slot for slot, count in found.slots.items() if slot in goal.whole and count == count_with(goal.whole[slot])}
 
 
 def _holder(slot: Slot, nodes: Sequence[Node]) -> int | None:

@@ -25,6 +25,7 @@ from holoray.actors.crew import Crew
 from holoray.actors.device_worker import check_codecs
 from holoray.actors.goals import check_qualities, goals
 from holoray.actors.locks import Names
+from holoray.actors.losses import check_least
 from holoray.actors.placement import REPLICATE, Placement
 from holoray.actors.published import OnDevices, OnNode, Published, SharedWeights
 from holoray.actors.roster import Policy
@@ -59,7 +60,9 @@ def warm_up(
 ) -> WarmModel:
     """Start warming a store up through target qualities; returns at once.
 
-    `more_uris`: copies of the store, read together by every worker; `fault_policy`: how they are asked.
+    `more_uris`: copies of the store, read together by every worker; `fault_policy`: how they are asked. With its
+    `skip_corrupted`, fragments of which none of them has an honest copy are left out: a generation then has the quality
+    of what is there, and in the end all is as `load` with this policy gives it.
     `workers`: processes of one CPU each (default: all CPUs, also those of nodes that join later). `address`: a Ray
     cluster to join (`auto` or host:port); by default the Ray that is already initialised here, else a private local
     one. `expect` pins the root and checks sha256. `metrics_port`: serve `/metrics` there (0: any free port).
@@ -72,10 +75,6 @@ def warm_up(
     that cannot be reached, UsageError for one without meaning, DeviceError where the cluster has too few GPUs.
     """
     started = time.monotonic()
-    if fault_policy is not None and fault_policy.skip_corrupted:
-        raise UsageError(
-            "a warm-up publishes no generation with holes in it", hint="use load to go on without corrupt fragments"
-        )
     places = (uri, *more_uris)
     placement = Placement(placement) if isinstance(placement, str) else placement
     if placement.is_sharded and accelerator is None:
@@ -91,7 +90,9 @@ def warm_up(
     if metrics_port is not None and not 0 <= metrics_port <= _MAX_PORT:
         raise UsageError(f"there is no port {metrics_port}", hint=f"0 to {_MAX_PORT}; 0 takes any free port")
     targets = check_qualities(qualities)
-    goals(sealed.manifest, targets)
+    skips = sealed.policy.skip_corrupted
+    found = goals(sealed.manifest, targets, skip_lost=skips)
+    check_least(sealed.manifest, found, sealed.policy.min_quality if skips else 0.0)
     if accelerator is not None:
         check_codecs(sealed.manifest)
     cpus = workers or len(os.sched_getaffinity(0))
@@ -165,6 +166,7 @@ class WarmModel:
         self._changed = threading.Condition()
         self._published: list[Generation] = []
         self._handed = 0  # generations of which `on_generation` has returned
+        self._followed: Any = None  # the coordinator that is listened to
         self._error: Exception | None = None
         self._over = False
         self._closing = threading.Event()
@@ -237,7 +239,8 @@ class WarmModel:
             raise QualityError("no generation is published yet", hint="wait() for a quality first")
 
     def wait(self, quality: float = 1.0, timeout_s: float | None = None) -> Generation:
-        """Block until a generation of at least this quality; 1 means every byte.
+        """Block until a generation of at least this quality; 1 means every byte. Where corrupt fragments are skipped,
+        the last generation will do, whatever it lacks.
 
         Returns once `on_generation` has returned from it (except to `on_generation` itself). Raises DeadlineError in
         time, QualityError if the last generation falls short, and whatever ended the warm-up.
@@ -246,7 +249,10 @@ class WarmModel:
 
         def reached() -> Generation | None:
             counted = self._published if inside else self._published[: self._handed]
-            enough = (g for g in counted if g.complete or (quality < 1.0 and g.quality >= quality))
+            skips = self._sealed.policy.skip_corrupted
+            enough = (
+                g for g in counted if g.complete or (quality < 1.0 and g.quality >= quality) or (skips and g.final)
+            )
             return next(enough, None)
 
         with self._changed:
@@ -323,6 +329,7 @@ class WarmModel:
             self.manifest.lost,
             self._accelerator,
             self._placement,
+            sealed.policy,
         )
         home = self._home if self._accelerator is None else None
 
@@ -338,8 +345,17 @@ class WarmModel:
             remote.end_process(member.node, Names(spec.job, member.node).lock(member.name), member.pid)
 
         def start_coordinator(reign: int, members: list[Member], fallen: dict[str, list[str]]) -> Any:
-            last = self._in_hand()
-            legacy = Legacy(reign, tuple(members), fallen, *(last.generation, last.bytes_read) if last else ())
+            with self._changed:  # the next one must know of all that was heard from the last
+                self._followed = None
+                last, told = self._in_hand(), self._published[-1] if self._published else None
+            legacy = Legacy(
+                reign,
+                tuple(members),
+                fallen,
+                *((last.generation, last.bytes_read) if last else (0, 0)),
+                announced=told.generation if told else 0,
+                lost=told.lost if told else frozenset(),
+            )
             coordinator = remote.start_coordinator(
                 spec,
                 encoded,
@@ -353,6 +369,7 @@ class WarmModel:
                 legacy=legacy,
             )
             coordinator.run.remote()
+            self._followed = coordinator
             return coordinator
 
         return Crew(
@@ -403,6 +420,8 @@ class WarmModel:
 
     def _take(self, generation: Generation, coordinator: Any) -> None:
         with self._changed:
+            if coordinator is not self._followed:
+                return
             self._weights.take(generation.generation)
             self._published.append(generation)
         if self._accelerator is None:  # else memory is freed that a consumer may still have mapped

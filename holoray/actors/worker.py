@@ -13,6 +13,7 @@ import xxhash
 
 from holoray.actors import locks, watchdog
 from holoray.actors.accelerator import Accelerator
+from holoray.actors.goals import count_with
 from holoray.actors.locks import Names
 from holoray.actors.messages import Assign, Kind, Slot, Survey
 from holoray.actors.placement import Placement
@@ -23,6 +24,8 @@ from holoray.integrity import format_root
 from holoray.kernels import registry
 from holoray.kernels.accumulator import Accumulator
 from holoray.manifest import Manifest, read_manifest
+from holoray.pipelines.curve import Key
+from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.fragment_pipeline import FragmentPipeline
 from holoray.pipelines.meter import Meter, Tally, stage
 from holoray.pipelines.plan import Unit
@@ -37,7 +40,8 @@ class JobSpec:
     """What every process of a job must know: the store, the root it had, whether sha256 is checked, files out of reach.
 
     `lost` maps numbers of fragment files to why they cannot be read: nobody plans with them. `accelerator`: weights go
-    to devices, one a worker, as `placement` says; without one, to the memory of nodes.
+    to devices, one a worker, as `placement` says; without one, to the memory of nodes. `fault_policy`: whether
+    fragments without an honest copy are skipped, and how many may be.
     """
 
     job: str
@@ -47,6 +51,7 @@ class JobSpec:
     lost: Mapping[int, str] = field(default_factory=dict)
     accelerator: Accelerator | None = None
     placement: Placement = field(default_factory=Placement)
+    fault_policy: FaultPolicy = field(default_factory=FaultPolicy)
 
     def check_root(self) -> None:
         """Raise IntegrityError if this node sees another store than the one that the job began with."""
@@ -90,13 +95,15 @@ class Member:
 class Report:
     """What a task took and, of a SURVEY, found; `error` is why it failed, if it did.
 
-    `combined_bytes`: of slots that came from other devices.
+    `combined_bytes`: of slots that came from other devices. `missed`: fragments without an honest copy, which were
+    skipped, and what requires them.
     """
 
     tally: Tally = field(default_factory=Tally)
     survey: Survey | None = None
     error: Exception | None = None
     combined_bytes: int = 0
+    missed: frozenset[Key] = frozenset()
 
 
 class Worker:
@@ -115,6 +122,7 @@ class Worker:
         self._gone: set[str] = set()
         self._meter = Meter()
         self._combined_bytes = 0
+        self._missed = frozenset[Key]()
 
     def hello(self) -> Hello:
         """Get ready, and tidy up after dead jobs; an error is returned, not raised."""
@@ -132,6 +140,7 @@ class Worker:
                 cores=self.cores,
                 meter=self._meter,
                 finalize=False,
+                skip_corrupted=self._spec.fault_policy.skip_corrupted,
                 device=self._memory.device,
                 opens_frames=self._memory.opens_frames,
             )
@@ -161,7 +170,7 @@ class Worker:
 
         Errors are returned, not raised.
         """
-        self._combined_bytes = 0
+        self._combined_bytes, self._missed = 0, frozenset()
         survey: Survey | None = None
         error: Exception | None = None
         try:
@@ -176,7 +185,7 @@ class Worker:
                     self._combine(reign, task, ticket)
         except Exception as raised:
             error = raised
-        return Report(self._meter.take(), survey, error, self._combined_bytes)
+        return Report(self._meter.take(), survey, error, self._combined_bytes, self._missed)
 
     def export(self, reign: int, generation: int, slots: Sequence[Slot]) -> tuple[int, int, Bytes]:
         """Digest, size and contents of slots, for another node."""
@@ -198,17 +207,15 @@ class Worker:
         tally = Tally()
         match task.kind:
             case Kind.INGEST:
-                self._memory.prepare(task.units)
-                width = self._memory.width(task.units, self._pipeline.threads)
-                self._pipeline.run(task.units, _InPlace(self._memory), self._hold, width=width)
+                self._ingest(task.units)
             case Kind.CARRY:
                 with stage(tally, "combine"):
-                    self._memory.carry(task.slots)
+                    self._memory.carry(task.held)
             case Kind.TRANSFER:
                 with stage(tally, "combine"):
                     if contents is None or xxhash.xxh3_64_intdigest(contents.data) != digest:
                         raise IntegrityError("slots were damaged on their way between nodes")
-                    self._memory.write(task.slots, contents)
+                    self._memory.write(task.held, contents)
             case Kind.SEAL:
                 with stage(tally, "finalize"):
                     self._memory.seal(task.tensors)
@@ -220,8 +227,16 @@ class Worker:
     def _combine(self, reign: int, task: Assign, ticket: bytes) -> None:
         raise UsageError("only devices combine all at once")
 
+    def _ingest(self, units: Sequence[Unit]) -> None:
+        self._memory.prepare(units)
+        width = self._memory.width(units, self._pipeline.threads)
+        self._pipeline.run(units, _InPlace(self._memory), self._hold, width=width)
+        self._missed = frozenset(
+            (unit.tensor, fragment.index) for unit in units for fragment in unit.fragments[self._memory.finish(unit) :]
+        )
+
     def _hold(self, unit: Unit) -> None:
-        self._memory.hold((unit.tensor, unit.slot))
+        self._memory.hold((unit.tensor, unit.slot), count_with(unit))
 
     def _await_fenced(self, fence: Sequence[str]) -> None:
         """A killed process may go on for some milliseconds: write nothing before it is gone."""

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from holoray.cli.output import Output, counted, decibel, human_bytes, shown
-from holoray.cli.sources import source_table
+from holoray.cli.sources import source_table, warn_of_skipped
 from holoray.kernels.devices import open_device
 from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.open_sources import Place, open_places
@@ -59,8 +59,7 @@ def run_load(
         f"{human_bytes(values['bytes_read'])} in {values['seconds']:.2f} s",
         *([source_table(stats)] if stats else []),
     )
-    if skipped:
-        out.warn([f"{skipped} fragments are missing: they, or what they require, are corrupt or missing everywhere"])
+    warn_of_skipped(out, skipped)
     if spilled:
         out.warn([f"{counted(spilled, 'tensor')} did not fit on {device} and went to the host, with the same weights"])
     out.warn(notes)

@@ -44,6 +44,12 @@ SourcePaths = Annotated[
 SourcesFile = Annotated[
     Path | None, typer.Option("--sources", help="A TOML file with more sources and their priorities.", metavar="FILE")
 ]
+SkipCorrupted = Annotated[
+    bool, typer.Option("--skip-corrupted", help="Go on without fragments that are corrupt in every source.")
+]
+MinQuality = Annotated[
+    float, typer.Option(help="With --skip-corrupted: fail (exit code 4) if the end is below this quality.")
+]
 MoreShares = Annotated[
     list[str] | None,
     typer.Option(
@@ -265,12 +271,8 @@ def load(
         typer.Option(help="Quantised layers (GPTQ, AWQ, int8) become weights of this dtype: bf16, f16 or f32."),
     ] = None,
     sources: SourcesFile = None,
-    skip_corrupted: Annotated[
-        bool, typer.Option("--skip-corrupted", help="Go on without fragments that are corrupt in every source.")
-    ] = False,
-    min_quality: Annotated[
-        float, typer.Option(help="With --skip-corrupted: fail (exit code 4) if the end is below this quality.")
-    ] = 0.0,
+    skip_corrupted: SkipCorrupted = False,
+    min_quality: MinQuality = 0.0,
     share: MoreShares = None,
     expect: Expect = None,
     json: Json = False,
@@ -332,6 +334,8 @@ def warmup(
         float | None, typer.Option(help="Seconds to wait for a worker, e.g. until a cluster has grown; default: 60.")
     ] = None,
     sources: SourcesFile = None,
+    skip_corrupted: SkipCorrupted = False,
+    min_quality: MinQuality = 0.0,
     share: MoreShares = None,
     expect: Expect = None,
     json: Json = False,
@@ -341,7 +345,7 @@ def warmup(
     out = _begin(json, quiet)
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device {device}", hint="cpu or cuda")
-    from holoray.cli.sources import places
+    from holoray.cli.sources import places, policy_of, warn_of_skipped
     from holoray.cli.views import generation_table
     from holoray.cli.warmup import run_warmup
 
@@ -361,6 +365,7 @@ def warmup(
         placement=placement,
         place=tuple(place or ()),
         in_place=in_place,
+        fault_policy=policy_of(skip_corrupted, min_quality),
     )
     out.result(
         values,
@@ -368,6 +373,7 @@ def warmup(
         f"in {values['seconds']:.2f} s",
         generation_table(values["generations"]),
     )
+    warn_of_skipped(out, values.get("skipped", 0))
     out.warn(values["notes"])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from holoray.cli.output import human_bytes, short, shown, table
+from holoray.cli.output import Output, human_bytes, short, shown, table
 from holoray.cli.shares import all_shares
 from holoray.errors import UsageError
 from holoray.pipelines.fault_policy import FaultPolicy
@@ -34,6 +34,12 @@ def policy_of(skip_corrupted: bool, min_quality: float) -> FaultPolicy | None:
     if min_quality and not skip_corrupted:
         raise UsageError("--min-quality is about what --skip-corrupted leaves", hint="or did you mean --quality?")
     return FaultPolicy(skip_corrupted=True, min_quality=min_quality) if skip_corrupted else None
+
+
+def warn_of_skipped(out: Output, count: int) -> None:
+    """Say that fragments were skipped, if any were."""
+    if count:
+        out.warn([f"{count} fragments are missing: they, or what they require, are corrupt or missing everywhere"])
 
 
 def source_table(stats: Sequence[SourceStats]) -> Table:

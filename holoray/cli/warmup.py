@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from holoray.cli.output import Output
 from holoray.errors import SourceError, UsageError
+from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.open_sources import Place, open_places
 from holoray.pipelines.plan import Target, select
 
@@ -38,6 +39,7 @@ def run_warmup(
     placement: str = "replicate",
     place: Sequence[str] = (),
     in_place: bool = False,
+    fault_policy: FaultPolicy | None = None,
 ) -> dict[str, Any]:
     """Warm up to the last quality; returns what `holoray warmup --json` prints.
 
@@ -65,8 +67,8 @@ def run_warmup(
     target = _model_file(out_dir)
     seen: list[Generation] = []
     qualities = qualities or DEFAULT_QUALITIES
-    sealed = open_places(places, expect)
-    planned = select(sealed.manifest, Target(quality=max(qualities)))
+    sealed = open_places(places, expect, fault_policy)
+    planned = select(sealed.manifest, Target(quality=max(qualities)), skip_lost=sealed.policy.skip_corrupted)
     nbytes = sum(sealed.manifest.tensors[t].fragments[i].stored_bytes for t, i in planned)
     with out.progress("warming up", nbytes) as advance:
 
@@ -100,7 +102,7 @@ def run_warmup(
     return {
         "root": root,
         "tensors": len(sealed.manifest.tensors),
-        "fragments": len(planned),
+        "fragments": len(planned) - len(last.lost),
         "bytes_read": last.bytes_read,
         "quality": last.quality,
         "relative_error": last.relative_error,
@@ -108,7 +110,7 @@ def run_warmup(
         "seconds": last.seconds,
         "generations": [{k: g[k] for k in ("generation", "quality", "bytes_read", "seconds")} for g in generations],
         "notes": list(sealed.store.notes()),
-    }
+    } | ({"skipped": len(last.lost)} if sealed.policy.skip_corrupted else {})
 
 
 def _quiet_ray() -> None:

@@ -92,6 +92,11 @@ class Accumulator(ABC):
         """Overwrite a slot with what `read_slot` gave elsewhere."""
         self._out_bytes[slice(*self._range(slot))] = content
 
+    def clear(self, slot: int) -> None:
+        """Whatever somebody had put to the slot, it holds nothing: zeros."""
+        self.write_slot(slot, np.zeros(self.slot_nbytes(slot), np.uint8))
+        self.resume(slot, 0)
+
     def _range(self, slot: int) -> tuple[int, int]:
         bounds = self.slot_range(slot)
         if bounds is None:

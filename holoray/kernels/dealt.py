@@ -88,6 +88,11 @@ class DealtAccumulator(Accumulator):
         self._essential.put(content[:head])
         self._scatter(slot, np.frombuffer(content[head:].tobytes(), np.float32))
 
+    def clear(self, slot: int) -> None:
+        """Its numbers only: the essential part belongs to all slots."""
+        self._scatter(slot, np.zeros(self._count(slot), np.float32))
+        self.resume(slot, 0)
+
     def decompress(self, entries: Sequence[FragmentEntry], payloads: Sequence[Any], scratch: Scratch) -> Any:
         return decompress(entries[0].compression, payloads[0], entries[0].raw_bytes)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from holoray.actors.goals import Goal, goals
 from holoray.actors.messages import Assign, Command, Event, Kind, Publish, Slot
+from holoray.errors import IntegrityError
 from holoray.pipelines.ledger import QualityLedger
 
 if TYPE_CHECKING:
@@ -27,9 +28,29 @@ class Invariants:
     def __init__(self, simulation: Simulation) -> None:
         self._world = simulation
         self._goals = goals(simulation.manifest, simulation.qualities)
-        self._wanted = [_contents(goal, simulation) for goal in self._goals]
+        self._whole = [_contents(goal) for goal in self._goals]
         self._excused: set[Slot] = set()
         self._largest = max(unit.stored_bytes for goal in self._goals for unit in goal.whole.values())
+
+    def _wanted(self, generation: int) -> Segment:
+        """What the segment of a generation is to hold: what it is to hold without losses, less what cannot be read.
+
+        Where that depends on who tried, what the brain says that is left.
+        """
+        world, whole = self._world, self._whole[generation - 1]
+        if world.faults.rotten:
+            left = _contents(world.brain._goals[generation - 1])
+            assert left.keys() == whole.keys()
+            assert all(content <= whole[slot] for slot, content in left.items()), "goals: more than was wanted"
+            return left
+        return (
+            {slot: self._readable(slot, content) for slot, content in whole.items()} if world.sources.skips else whole
+        )
+
+    def _readable(self, slot: Slot, content: frozenset[int]) -> frozenset[int]:
+        layers = [f.index for f in self._world.memory.chain(slot) if f.index in content]
+        bad = (place for place, index in enumerate(layers) if (slot[0], index) in self._world.sources.corrupt)
+        return frozenset(layers[: next(bad, len(layers))])
 
     def excuse(self, task: Assign) -> None:
         """A task whose answer will never be heard: its slots may be done again, though they may be done."""
@@ -68,16 +89,16 @@ class Invariants:
         if world.brain.done or world.brain._awaited is not None:
             return
         generation = world.brain.generation
+        making, before = self._wanted(generation), self._wanted(generation - 1) if generation > 1 else {}
         for name, node in world.brain._nodes.items():
             if name not in world.segments or not node.known or not self._has_heard(name):
                 continue
             segment = world.segments[name].get(generation, {})
             for slot in node.have:
-                assert segment.get(slot) == self._wanted[generation - 1][slot], f"belief: {slot} on {name} is not held"
+                assert segment.get(slot) == making[slot], f"belief: {slot} on {name} is not held"
             last = world.segments[name].get(generation - 1, {})
             for slot in node.base:
-                wanted = self._wanted[generation - 2][slot]
-                assert last.get(slot) == wanted, f"belief: {slot} of the last generation is not on {name}"
+                assert last.get(slot) == before[slot], f"belief: {slot} of the last generation is not on {name}"
 
     def _has_heard(self, name: str) -> bool:
         """Whether a node knows its shard: before, it may hold what is another's by now, and give that up any moment."""
@@ -120,11 +141,13 @@ class Invariants:
     def _is_needed(self, task: Assign) -> None:
         """Nothing is read that a surveyed node holds, also after a coordinator died; unless an answer was lost."""
         world = self._world
+        wanted, whole = self._wanted(task.generation), self._whole[task.generation - 1]
         known = {name for name, node in world.brain._nodes.items() if node.known and self._has_heard(name)}
         for name in known & set(world.segments):
             segment = world.segments[name].get(task.generation, {})
             for slot in filter(world.brain._nodes[name].takes, set(slots_of(task)) - self._excused):
-                assert segment.get(slot, GARBAGE) == GARBAGE, f"nothing twice: {slot} is read, but {name} holds it"
+                if wanted[slot] == whole[slot]:  # else others may try once more, and nobody knows of a loss from others
+                    assert segment.get(slot) != whole[slot], f"nothing twice: {slot} is read, but {name} holds it"
 
     def of_publication(self, publication: Publish) -> None:
         """Quality is that of what lies where consumers are, and every node has the same there."""
@@ -142,7 +165,7 @@ class Invariants:
     def _is_whole_in_parts(self, publication: Publish) -> None:
         """Each tensor has one home, which has it wholly and nothing else; quality is that of all homes together."""
         world, generation = self._world, publication.generation
-        wanted = self._wanted[generation - 1]
+        wanted = self._wanted(generation)
         union: Segment = {}
         for name, node in world.brain._nodes.items():
             own = {slot: content for slot, content in wanted.items() if node.takes(slot)}
@@ -157,6 +180,13 @@ class Invariants:
         assert union == wanted, "homes: a tensor has none"
         self._is_told(publication, union)
 
+    def _is_published(self, error: IntegrityError) -> None:
+        """What nobody can read any more is among what the consumer was told to have."""
+        world = self._world
+        tensor = next(t for t, entry in enumerate(world.manifest.tensors) if entry.name == error.tensor)
+        told = _contents(world.brain._goals[max(len(world.published), world.brain.generation - 1) - 1])
+        assert any(t == tensor and error.fragment in content for (t, _), content in told.items()), "gave up for nothing"
+
     def _is_told(self, publication: Publish, segment: Segment) -> None:
         ledger = QualityLedger(self._world.manifest.tensors)
         for (tensor, _), content in segment.items():
@@ -164,10 +194,12 @@ class Invariants:
                 ledger.add(tensor, index)
         assert publication.quality.ratio <= ledger.quality.ratio + 1e-12, "quality: overstated"
         assert publication.quality.complete == ledger.quality.complete, "quality: complete is not"
+        told = [p.quality.ratio for p in self._world.published if p.generation == publication.generation]
+        assert publication.quality.ratio >= max(told, default=0.0), "quality: less than the consumer was told"
 
     def _is_whole(self, generation: int, nodes: set[str]) -> None:
         world = self._world
-        wanted = self._wanted[generation - 1]
+        wanted = self._wanted(generation)
         stateful = {t for t, _ in wanted if world.manifest.tensors[t].codec == "spectral"}
         for node in nodes:
             segment = world.segments[node].get(generation, {})
@@ -177,6 +209,9 @@ class Invariants:
     def at_the_end(self) -> None:
         """The end state is that of a run without faults, whatever happened; and it came."""
         world = self._world
+        if world.faults.rotten and isinstance(world.gave_up, IntegrityError) and world.gave_up.fragment is not None:
+            self._is_published(world.gave_up)
+            return
         assert world.gave_up is None, f"progress: gave up: {world.gave_up}"
         assert world.published[-1].final, "progress: ended before the last generation"
         assert len(world.published) == len(self._goals), "progress: a generation is missing"
@@ -184,6 +219,6 @@ class Invariants:
             self._is_whole(len(self._goals), {HOME})
 
 
-def _contents(goal: Goal, world: Simulation) -> Segment:
-    """What the segment of a generation is to hold: of each slot the layers below those wanted, and these."""
+def _contents(goal: Goal) -> Segment:
+    """Of each slot the layers below those wanted, and these."""
     return {slot: frozenset(f.index for f in unit.fragments) for slot, unit in goal.whole.items()}

@@ -85,8 +85,7 @@ class Meetings:
             if world.rng.random() < 0.5:  # it notices; else it waits to be told
                 world._at(world.rng.uniform(0, 5), lambda: self._fail(name, task, reign))
             return
-        segment = world.segments[world.workers[name].node][task.generation]
-        segment.update({slot: contents[slot] for slot in task.slots})
+        world.memory.receive(world.workers[name].node, task, {slot: contents[slot] for slot in task.slots})
         self.combined += 1
         world.answer_done(name, task, reign)
 
@@ -98,8 +97,8 @@ class Meetings:
         self._left.add(key)
         self.broken += 1
         if key in self._sent:  # some buckets were complete
-            segment = self._world.segments[self._world.workers[name].node][task.generation]
-            segment.update({slot: self._sent[key][slot] for slot in task.slots if self._world.rng.random() < 0.5})
+            arrived = {slot: self._sent[key][slot] for slot in task.slots if self._world.rng.random() < 0.5}
+            self._world.memory.receive(self._world.workers[name].node, task, arrived)
         fate = self._world.rng.random()
         self._world.answer_failed(
             name, task, reign, WorkerLostError("a peer is gone") if fate < 0.5 else SourceError("?")

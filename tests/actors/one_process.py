@@ -10,6 +10,8 @@ from typing import Final
 import numpy as np
 
 from holoray.actors.device_worker import DeviceWorker
+from holoray.actors.goals import count_with
+from holoray.actors.losses import Losses
 from holoray.actors.messages import (
     Assign,
     Command,
@@ -53,6 +55,7 @@ class OneProcess:
         policy: Policy = STUBBORN,
     ) -> None:
         self._look, self._failing, self._held = look, failing, Counter[int]()
+        self.published: list[Publish] = []
         self.workers: dict[str, DeviceWorker] = {}
         assert spec.accelerator is not None
         self._brain = Brain(
@@ -62,6 +65,7 @@ class OneProcess:
             expected=devices,
             placement=spec.placement,
             in_place=spec.accelerator.in_place,
+            losses=Losses(skips=spec.fault_policy.skip_corrupted),
             policy=policy,
         )
         self.error: Exception | None = None
@@ -81,6 +85,7 @@ class OneProcess:
             case Assign():
                 return self._do(command)
             case Publish(generation=generation):
+                self.published.append(command)
                 self._look(self, generation)
                 return self._brain.handle(Taken(0.0, generation))
             case Retire(worker=name, generation=generation):
@@ -96,7 +101,7 @@ class OneProcess:
         report = worker.do(0, task, digest, contents)
         if report.error is not None:
             return self._brain.handle(TaskFailed(0.0, task.worker, task.epoch, report.error))
-        return self._brain.handle(TaskDone(0.0, task.worker, task.epoch, report.survey))
+        return self._brain.handle(TaskDone(0.0, task.worker, task.epoch, report.survey, report.missed))
 
     def _hold_of(self, worker: DeviceWorker) -> Callable[[Unit], None]:
         def hold(unit: Unit) -> None:
@@ -109,7 +114,7 @@ class OneProcess:
                 else:
                     accumulator.write_slot(unit.slot, np.full(accumulator.slot_nbytes(unit.slot), 0xA5, np.uint8))
                 raise SourceError("lost half-way")
-            worker._device_memory.hold((unit.tensor, unit.slot))
+            worker._device_memory.hold((unit.tensor, unit.slot), count_with(unit))
 
         return hold
 

@@ -4,6 +4,8 @@ python tests/actors/schedules.py SEED [SEED...]            replays schedules, an
 python tests/actors/schedules.py --devices ...             with workers that are devices, and combine
 python tests/actors/schedules.py --shards ...              with devices that hold a part of the tensors each
 python tests/actors/schedules.py --in-place ...            with devices that refine where they are, also with --shards
+python tests/actors/schedules.py --corrupt ...             with fragments that nobody can read
+python tests/actors/schedules.py --rotten ...              with fragments that some cannot read
 python tests/actors/schedules.py --range START END         runs many in silence; says how each that fails is replayed
 """
 
@@ -24,7 +26,15 @@ SPREADING: Final = replace(PATIENT, patience_s=20.0)
 manifest_of = cache(make_manifest)
 
 
-def schedule(seed: int, *, devices: bool = False, shards: bool = False, in_place: bool = False) -> Simulation:
+def schedule(
+    seed: int,
+    *,
+    devices: bool = False,
+    shards: bool = False,
+    in_place: bool = False,
+    corrupt: bool = False,
+    rotten: bool = False,
+) -> Simulation:
     """Everything about a schedule, from its seed."""
     rng = random.Random(seed)
     devices = devices or shards or in_place
@@ -39,6 +49,8 @@ def schedule(seed: int, *, devices: bool = False, shards: bool = False, in_place
         hangs=rng.choice([0.0, 0.0, 0.03]) if not shards else rng.choice([0.0, 0.03, 0.1]),
         start_failures=rng.choice([0.0, 0.2]),
         no_returns=rng.choice([0.0, 0.0, 0.4]) if shards else 0.0,
+        corrupt=rng.choice([0.03, 0.2, 0.6]) if corrupt else 0.0,
+        rotten=rng.choice([0.03, 0.2]) if rotten else 0.0,
     )
     return Simulation(
         seed,
@@ -68,11 +80,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seeds", nargs="*", type=int)
     parser.add_argument("--range", nargs=2, type=int, metavar=("START", "END"))
-    parser.add_argument("--devices", action="store_true")
-    parser.add_argument("--shards", action="store_true")
-    parser.add_argument("--in-place", action="store_true")
+    kinds = ("devices", "shards", "in_place", "corrupt", "rotten")
+    for name in kinds:
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true")
     arguments = parser.parse_args()
-    kind = {"devices": arguments.devices, "shards": arguments.shards, "in_place": arguments.in_place}
+    kind = {name: getattr(arguments, name) for name in kinds}
     failed = 0
     for seed in arguments.seeds:
         simulation = schedule(seed, **kind)

@@ -20,7 +20,9 @@ from typing import Any
 from invariants import HOME, Invariants
 from meetings import Meetings
 from sim_memory import SimMemory
+from sim_sources import SimSources
 
+from holoray.actors.losses import Losses
 from holoray.actors.messages import (
     Abort,
     Assign,
@@ -46,6 +48,7 @@ from holoray.actors.roster import Policy
 from holoray.actors.state import Brain
 from holoray.errors import IntegrityError, SourceError, WorkerLostError
 from holoray.manifest import Manifest
+from holoray.pipelines.curve import Key
 
 PATIENT = Policy(
     max_attempts=200,
@@ -73,6 +76,10 @@ class Faults:
     start_failures: float = 0.0
     no_returns: float = 0.0
     """Of workers that are lost, those for whom no other comes."""
+    corrupt: float = 0.0
+    """Of fragments that may be skipped, those that are bad in every source."""
+    rotten: float = 0.0
+    """Of those, for each worker, what is bad in all of its own sources."""
 
 
 @dataclass
@@ -115,9 +122,10 @@ class Simulation:
         self.handed = 0
         """Generations from which the consumer has returned."""
         self.home = None if devices else HOME
+        self.sources = SimSources(manifest, self.rng, faults.corrupt, faults.rotten)
         self.meetings = Meetings(self)
         self.now = 0.0
-        self.reign = 0
+        self.reign = self.crowned = 0
         self.enthroned = 0.0
         """When the coordinator of now began."""
         self.log: list[str] = []
@@ -274,6 +282,11 @@ class Simulation:
             placement=Placement(SHARD if self.shards else REPLICATE),
             reign=self.reign,
             in_place=self.in_place,
+            losses=Losses(
+                skips=self.sources.skips,
+                lost=self.published[-1].lost if self.published else (),
+                announced=len(self.published),
+            ),
             policy=self.policy,
             **inheritance,
         )
@@ -287,7 +300,7 @@ class Simulation:
         self._at(self.rng.uniform(0.5, 4.0), lambda: self._enthrone(reign))
 
     def _enthrone(self, reign: int) -> None:
-        self.reign, self.enthroned = reign, self.now
+        self.reign, self.crowned, self.enthroned = reign, reign, self.now
         self.awaited.clear()
         self.brain = self._make_brain(
             taken=self.returned,
@@ -368,11 +381,17 @@ class Simulation:
         elif task.kind is Kind.SURVEY:
             self.answer_done(name, task, reign, self.memory.survey(worker.node, task.generation))
         else:
-            self.memory.apply(worker.node, task)
-            self.answer_done(name, task, reign)
+            self.answer_done(name, task, reign, missed=self.memory.apply(name, task))
 
-    def answer_done(self, name: str, task: Assign, reign: int, survey: Survey | None = None) -> None:
-        self._send(name, TaskDone(self.now, name, task.epoch, survey), reign)
+    def answer_done(
+        self,
+        name: str,
+        task: Assign,
+        reign: int,
+        survey: Survey | None = None,
+        missed: frozenset[Key] = frozenset(),
+    ) -> None:
+        self._send(name, TaskDone(self.now, name, task.epoch, survey, missed), reign)
 
     def answer_failed(self, name: str, task: Assign, reign: int, error: Exception) -> None:
         self._send(name, TaskFailed(self.now, name, task.epoch, error), reign)
@@ -439,7 +458,7 @@ class Simulation:
                 self._at(self.rng.expovariate(5.0), lambda: self.meetings.abort(name, key))
             case Publish():
                 self.invariants.of_publication(command)
-                self._at(self.rng.uniform(0, 1), lambda: self._take(command))
+                self._at(self.rng.uniform(0, 1), lambda: self._take(command, reign))
             case Retire(worker=name, generation=generation):
                 assert generation < self.returned, "in hand: the consumer still looks at what is retired"
                 self.segments.get(self.workers[name].node, {}).pop(generation, None)
@@ -454,8 +473,10 @@ class Simulation:
             case GiveUp(error=error):
                 self.gave_up = error
 
-    def _take(self, publication: Publish) -> None:
+    def _take(self, publication: Publish, reign: int) -> None:
         """The consumer gets to know of a generation, and says so, some time later."""
+        if reign != self.crowned:  # another one was told already what the consumer has
+            return
         if publication.generation == len(self.published) + 1:
             self.published.append(publication)
         elif self.devices:  # which another coordinator found to be whole: a tick will tell it when to go on

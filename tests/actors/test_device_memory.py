@@ -15,14 +15,14 @@ from device_warming import make_device, register
 from late_device import LateDevice
 from on_cpu import CpuDevice
 from test_device_frames import count_groups
-from test_segment import assert_same, ingest, seal, unchanged
+from test_segment import assert_same, counts, ingest, seal, unchanged
 
 import holoray
 from holoray.actors import watchdog
 from holoray.actors.accelerator import Accelerator
 from holoray.actors.device_memory import DeviceGenerations, device_layout
 from holoray.actors.device_worker import DeviceWorker, check_codecs
-from holoray.actors.goals import Goal, first_layer, goals, needs_sealing
+from holoray.actors.goals import Goal, count_with, first_layer, goals, needs_sealing
 from holoray.actors.locks import new_job, remove_job
 from holoray.actors.messages import Assign, Group, Kind, Shard, Slot
 from holoray.actors.published import SharedWeights, open_weights
@@ -66,7 +66,7 @@ def test_refining_generation_after_generation(sealed: SealedStore) -> None:
         memory.carry(unchanged(goal))
         seal(sealed, memory)
         survey = memory.survey(number)
-        assert survey.making.slots == set(goal.whole)
+        assert survey.making.slots == counts(goal.whole.values())
         assert_same(contents(sealed, memory, number), reference.load(quality=goal.quality))
         if before is not None:
             assert_same(contents(sealed, memory, number - 1), before)
@@ -106,7 +106,8 @@ def make_shard(sealed: SealedStore, memory: DeviceGenerations, number: int, goal
     """What a coordinator asks of a device for its own tensors, of which it has the last generation."""
     tensors = memory._tensors
     ingest(sealed, memory, number, of(goal, tensors))
-    memory.carry([slot for slot in unchanged(goal) if slot[0] in tensors] if number > 1 else [])
+    if number > 1:
+        memory.carry({slot: count for slot, count in unchanged(goal).items() if slot[0] in tensors})
     memory.seal(t for t in tensors if needs_sealing(sealed.manifest.codecs[t]))
 
 
@@ -196,13 +197,14 @@ def make_worker(spec: JobSpec, sealed: SealedStore, name: str) -> DeviceWorker:
 
 
 def run_group(
-    workers: list[DeviceWorker], group: Group, slots: list[tuple[Slot, ...]], generation: int = 1
+    workers: list[DeviceWorker], group: Group, slots: list[dict[Slot, int]], generation: int = 1
 ) -> list[Report]:
     ticket = workers[0].ticket(0)
     reports: list[Report] = [Report()] * len(workers)
 
     def run(rank: int) -> None:
-        task = Assign(Kind.COMBINE, f"w{rank}", 9, generation, slots=slots[rank], group=group, rank=rank)
+        taken, held = tuple(slots[rank]), tuple(slots[rank].values())
+        task = Assign(Kind.COMBINE, f"w{rank}", 9, generation, slots=taken, counts=held, group=group, rank=rank)
         reports[rank] = workers[rank].do(0, task, ticket=ticket)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(workers))]
@@ -221,12 +223,12 @@ def test_two_halves_become_two_wholes(spec: JobSpec, sealed: SealedStore) -> Non
     for rank, worker in enumerate(workers):
         units = tuple(goal.whole[slot] for slot, owner in zip(order, owners, strict=True) if owner == rank)
         assert worker.do(0, Assign(Kind.INGEST, f"w{rank}", 1, 1, units=units)).error is None
-    slots = [tuple(s for s, owner in zip(order, owners, strict=True) if owner != rank) for rank in range(2)]
+    slots = [counts(goal.whole[s] for s, o in zip(order, owners, strict=True) if o != rank) for rank in range(2)]
     reports = run_group(workers, Group(3, 2, order, owners), slots)
     assert [report.error for report in reports] == [None, None]
     for worker in workers:
         memory = worker._device_memory
-        assert memory.survey(1).making.slots == set(order)
+        assert memory.survey(1).making.slots == counts(goal.whole.values())
         seal(sealed, memory)
         assert_same(contents(sealed, memory, 1), sealed.load())
 
@@ -239,16 +241,16 @@ def test_an_abort_that_overtakes_its_task_ends_it(spec: JobSpec, sealed: SealedS
     assert workers[0].do(0, Assign(Kind.INGEST, "w0", 1, 1, units=(goal.whole[slot],))).error is None
     for worker in workers:
         worker.abort(0, 3)
-    reports = run_group(workers, Group(3, 2, (slot,), (0,)), [(), (slot,)])
+    reports = run_group(workers, Group(3, 2, (slot,), (0,)), [{}, {slot: count_with(goal.whole[slot])}])
     assert all(isinstance(report.error, WorkerLostError) for report in reports)
-    reports = run_group(workers, Group(4, 2, (slot,), (0,)), [(), (slot,)])
+    reports = run_group(workers, Group(4, 2, (slot,), (0,)), [{}, {slot: count_with(goal.whole[slot])}])
     assert [report.error for report in reports] == [None, None], "another group is not concerned"
 
 
 def test_what_is_not_held_is_not_contributed(spec: JobSpec, sealed: SealedStore) -> None:
     worker = make_worker(spec, sealed, "w0")
     slot = next(iter(goals(sealed.manifest, (1.0,))[0].whole))
-    (report,) = run_group([worker], Group(3, 1, (slot,), (0,)), [()])
+    (report,) = run_group([worker], Group(3, 1, (slot,), (0,)), [{}])
     assert isinstance(report.error, UsageError)
 
 
@@ -365,7 +367,8 @@ def make_generation(worker: DeviceWorker, sealed: SealedStore, number: int, goal
     layered = tuple(unit for unit in goal.new if first_layer(unit))
     tasks = [Assign(Kind.INGEST, "w0", 1, number, units=units) for units in (fresh, layered) if units]
     if number > 1:
-        tasks.append(Assign(Kind.CARRY, "w0", 2, number, slots=tuple(unchanged(goal))))
+        kept = unchanged(goal)
+        tasks.append(Assign(Kind.CARRY, "w0", 2, number, slots=tuple(kept), counts=tuple(kept.values())))
     tasks.append(Assign(Kind.SEAL, "w0", 3, number, tensors=stateful))
     return next((error for task in tasks if (error := worker.do(0, task).error) is not None), None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from manifests import make_manifest
 
 import holoray
-from holoray.actors.goals import Goal, goals, needs_sealing
+from holoray.actors.goals import Goal, count_with, goals, needs_sealing
 from holoray.actors.locks import DIRECTORY, DRIVER, Names, hold_lock, new_job, remove_job
 from holoray.actors.marks import Marks
 from holoray.actors.messages import Holdings, Slot
@@ -52,11 +52,17 @@ def ingest(sealed: SealedStore, memory: SlotMemory, generation: int, work: tuple
     memory.make(generation)
     memory.prepare(work)
     pipeline = FragmentPipeline(sealed.store, sealed.manifest, cores=1, finalize=False)
-    pipeline.run(work, InPlace(memory), lambda unit: memory.hold((unit.tensor, unit.slot)))
+    pipeline.run(work, InPlace(memory), lambda unit: memory.hold((unit.tensor, unit.slot), count_with(unit)))
 
 
-def unchanged(goal: Goal) -> list[Slot]:
-    return sorted(set(goal.whole) - {(u.tensor, u.slot) for u in goal.new})
+def counts(work: Iterable[Unit]) -> dict[Slot, int]:
+    """What slots hold once these units are added."""
+    return {(unit.tensor, unit.slot): count_with(unit) for unit in work}
+
+
+def unchanged(goal: Goal) -> dict[Slot, int]:
+    """Slots without new fragments, and how many they hold."""
+    return counts(goal.whole[slot] for slot in sorted(goal.whole.keys() - counts(goal.new).keys()))
 
 
 def seal(sealed: SealedStore, memory: SlotMemory) -> None:
@@ -143,8 +149,8 @@ def test_refining_generation_after_generation(names: Names, sealed: SealedStore,
     reference = holoray.open(sealed.store)
     for number, goal in enumerate(goals(sealed.manifest, (0.5, 0.9, 0.99, 0.999, 1.0)), start=1):
         ingest(sealed, memory, number, goal.new)
-        for slot in unchanged(goal):
-            memory.carry([slot])
+        for slot, count in unchanged(goal).items():
+            memory.carry({slot: count})
         seal(sealed, memory)
         found = attach_weights(sealed.manifest, names, number)
         assert_same(found, reference.load(quality=goal.quality))
@@ -163,8 +169,7 @@ def test_a_slot_done_again_is_overwritten_wholly(names: Names, sealed: SealedSto
     memory = NodeMemory(sealed.manifest, names)
     ingest(sealed, memory, 2, last.new)
     ingest(sealed, memory, 2, last.new)  # in the same process, too
-    for slot in unchanged(last):
-        memory.carry([slot])
+    memory.carry(unchanged(last))
     seal(sealed, memory)
     assert_same(attach_weights(sealed.manifest, names, 2), sealed.load())
 
@@ -175,7 +180,7 @@ def test_slots_travel_between_nodes(names: Names, sealed: SealedStore) -> None:
     there = NodeMemory(sealed.manifest, Names(names.job, "other"))
     ingest(sealed, here, 1, goal.new[::2])
     ingest(sealed, there, 1, goal.new[1::2])
-    slots = [(u.tensor, u.slot) for u in goal.new[1::2]]
+    slots = counts(goal.new[1::2])
     here.write(slots, there.read(slots))
     here.write(slots, there.read(slots))
     seal(sealed, here)
@@ -183,12 +188,12 @@ def test_slots_travel_between_nodes(names: Names, sealed: SealedStore) -> None:
     with pytest.raises(SourceError):
         here.write(slots, there.read(slots)[:-1])
     with pytest.raises(SourceError):
-        here.write(slots[:-1], there.read(slots))
+        here.write(counts(goal.new[1:-2:2]), there.read(slots))
 
 
 def test_a_survey_finds_what_others_left_and_nothing_half_done(names: Names, sealed: SealedStore) -> None:
     first, last = goals(sealed.manifest, (0.9, 1.0))
-    writer, wanted = NodeMemory(sealed.manifest, names), {(u.tensor, u.slot) for u in first.new}
+    writer, wanted = NodeMemory(sealed.manifest, names), counts(first.new)
     ingest(sealed, writer, 1, first.new)
     other = NodeMemory(sealed.manifest, names)
     assert other.survey(1).making.slots == wanted
@@ -197,16 +202,16 @@ def test_a_survey_finds_what_others_left_and_nothing_half_done(names: Names, sea
     seal(sealed, writer)
     assert other.survey(1).making.sealed >= stateful
     writer.make(2)
-    kept = unchanged(last)
-    writer.carry([kept[0]])
+    kept = dict([next(iter(unchanged(last).items()))])
+    writer.carry(kept)
     half = last.new[0]
     writer.prepare([half])  # and dies here
     found = other.survey(2)
     assert found.last.slots == wanted
-    assert found.making.slots == {kept[0]}
+    assert found.making.slots == kept
     ingest(sealed, writer, 2, (half,))
     writer.prepare([half])
-    assert other.survey(2).making.slots == {kept[0]}, "the mark goes before the slot is written"
+    assert other.survey(2).making.slots == kept, "the mark goes before the slot is written"
     assert not other.survey(3).making.slots
     assert sorted(names.segments) == [2]
 
@@ -226,18 +231,18 @@ def test_marks_are_sets(seed: int, acts: list[tuple[str, int]]) -> None:
     manifest = make_manifest(seed)
     every = [(t, s) for t, entry in enumerate(manifest.tensors) for s in {f.slot for f in entry.fragments}]
     memory = np.zeros(Marks.nbytes(manifest), np.uint8)
-    slots: set[Slot] = set()
+    slots: dict[Slot, int] = {}
     sealed: set[int] = set()
     for act, place in acts:
         slot = every[place % len(every)]
         if act == "hold":
-            slots.add(slot)
-            Marks(manifest, memory).hold(slot)
+            slots[slot] = place
+            Marks(manifest, memory).hold(slot, place)
         elif act == "forget":
-            slots.discard(slot)
+            slots.pop(slot, None)
             sealed.discard(slot[0])
             Marks(manifest, memory).forget(slot)
         else:
             sealed.add(slot[0])
             Marks(manifest, memory).seal(slot[0])
-    assert Marks(manifest, memory).holdings() == Holdings(frozenset(slots), frozenset(sealed))
+    assert Marks(manifest, memory).holdings() == Holdings(slots, frozenset(sealed))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
 from schedules import manifest_of, run, schedule
 from simulator import PATIENT
 
-from holoray.actors.goals import check_qualities, first_layer, goals, needs_sealing
+from holoray.actors.goals import Goal, check_qualities, count_with, first_layer, goals, needs_sealing
 from holoray.actors.messages import (
     Abort,
     Assign,
@@ -334,7 +335,7 @@ def test_what_a_node_holds_is_not_read_again() -> None:
     missing = next(iter(units))
     machine = follow_up(muster={"a": "n0"})
     (survey,) = first_assignments(machine.handle(WorkerJoined(0.0, "a", "n0")), Kind.SURVEY)
-    found = Survey(making=Holdings(frozenset(units) - {missing}))
+    found = Survey(making=whole(goal, but=[missing]))
     ingests = first_assignments(machine.handle(TaskDone(1.0, "a", survey.epoch, found)), Kind.INGEST)
     assert [unit for task in ingests for unit in task.units] == [units[missing]]
     assert machine.inherited_bytes == sum(u.stored_bytes for u in goal.new) - units[missing].stored_bytes
@@ -346,9 +347,19 @@ def test_nothing_is_read_before_every_node_has_said_what_it_holds() -> None:
     (survey,) = first_assignments(machine.handle(WorkerJoined(0.0, "a", "n0")), Kind.SURVEY)
     assert machine.handle(TaskDone(1.0, "a", survey.epoch, Survey())) == []
     (survey,) = first_assignments(machine.handle(WorkerJoined(2.0, "c", "n1")), Kind.SURVEY)
-    whole = frozenset((u.tensor, u.slot) for u in goals(manifest_of(2), (0.5, 1.0))[0].new)
-    said = machine.handle(TaskDone(3.0, "c", survey.epoch, Survey(making=Holdings(whole))))
+    found = Survey(making=whole(goals(manifest_of(2), (0.5, 1.0))[0]))
+    said = machine.handle(TaskDone(3.0, "c", survey.epoch, found))
     assert {c.kind for c in said if isinstance(c, Assign)} == {Kind.TRANSFER}
+
+
+def of_units(units: Iterable[Unit], sealed: frozenset[int] = frozenset()) -> Holdings:
+    """What somebody holds who has added these units."""
+    return Holdings({(unit.tensor, unit.slot): count_with(unit) for unit in units}, sealed)
+
+
+def whole(goal: Goal, sealed: frozenset[int] = frozenset(), *, but: Collection[Slot] = ()) -> Holdings:
+    """What somebody holds who has all of a generation but some slots."""
+    return of_units((unit for slot, unit in goal.whole.items() if slot not in but), sealed)
 
 
 def test_a_follower_goes_on_after_what_the_consumer_has() -> None:
@@ -356,7 +367,7 @@ def test_a_follower_goes_on_after_what_the_consumer_has() -> None:
     machine = follow_up(taken=1, muster={"a": "n0"})
     (survey,) = first_assignments(machine.handle(WorkerJoined(0.0, "a", "n0")), Kind.SURVEY)
     assert survey.generation == 2
-    found = Survey(last=Holdings(frozenset(first.whole), SEALED))
+    found = Survey(last=whole(first, SEALED))
     ingests = first_assignments(machine.handle(TaskDone(1.0, "a", survey.epoch, found)), Kind.INGEST)
     assert {u for task in ingests for u in task.units} <= set(last.new)
     assert all(task.generation == 2 for task in ingests)
@@ -373,7 +384,7 @@ def test_only_the_hole_of_a_last_generation_is_read_from_nothing() -> None:
     hole = {layered[0]} | {slot for slot in first.whole if slot[0] in stateful}
     assert len(layered) > 1
     assert len(hole) > 1
-    found = Survey(last=Holdings(frozenset(first.whole) - {layered[0]}, SEALED - stateful))
+    found = Survey(last=whole(first, SEALED - stateful, but=layered[:1]))
     todo, units = machine.handle(TaskDone(1.0, "a", survey.epoch, found)), dict[Slot, Unit]()
     while ingests := first_assignments(todo, Kind.INGEST):
         units |= {(u.tensor, u.slot): u for task in ingests for u in task.units}
@@ -386,7 +397,7 @@ def layered_and_taken(*, base_ingests: bool) -> tuple[Brain, list[Assign]]:
     """The last generation is on n0 alone; a worker of n1 has just joined. Returns what both are to ingest."""
     first, _ = goals(manifest_of(7), (0.5, 1.0))
     machine = Brain(manifest_of(7), (0.5, 1.0), home="n0", expected=2, policy=PATIENT, taken=1, muster={})
-    found, asked = {"a": Survey(last=Holdings(frozenset(first.whole), SEALED)), "b": Survey()}, []
+    found, asked = {"a": Survey(last=whole(first, SEALED)), "b": Survey()}, []
     surveys = machine.handle(WorkerJoined(0.0, "a", "n0", base_ingests)) + machine.handle(WorkerJoined(0.0, "b", "n1"))
     for survey in first_assignments(surveys, Kind.SURVEY):
         asked += machine.handle(TaskDone(1.0, survey.worker, survey.epoch, found[survey.worker]))
@@ -419,7 +430,7 @@ def test_refining_is_for_who_has_exactly_these_slots() -> None:
         for unit in task.units:
             if first_layer(unit):
                 refined[task.worker].add((unit.tensor, unit.slot))
-        found = Survey(last=Holdings(frozenset(first.whole) - set(refining) | halves[task.worker], SEALED))
+        found = Survey(last=whole(first, SEALED, but=set(refining) - halves[task.worker]))
         todo += machine.handle(TaskDone(1.0, task.worker, task.epoch, found))
     assert refined == halves
 
@@ -447,9 +458,9 @@ def test_what_was_done_before_its_worker_died_is_found_by_the_survey() -> None:
     lost = join(machine, "a")
     machine.handle(WorkerLost(1.0, "a"))
     (survey,) = first_assignments(machine.handle(WorkerJoined(2.0, "b", "n0")), Kind.SURVEY)
-    found = {(u.tensor, u.slot) for task in lost for u in task.units}
-    commands = machine.handle(TaskDone(3.0, "b", survey.epoch, Survey(making=Holdings(frozenset(found)))))
-    assert not found & {(u.tensor, u.slot) for c in commands if isinstance(c, Assign) for u in c.units}
+    found = of_units(u for task in lost for u in task.units)
+    commands = machine.handle(TaskDone(3.0, "b", survey.epoch, Survey(making=found)))
+    assert not found.slots.keys() & {(u.tensor, u.slot) for c in commands if isinstance(c, Assign) for u in c.units}
 
 
 def test_what_a_survey_finds_while_it_is_under_way_is_not_tried_again() -> None:
@@ -459,11 +470,11 @@ def test_what_a_survey_finds_while_it_is_under_way_is_not_tried_again() -> None:
     assert first_assignments(machine.handle(TaskDone(2.0, "a", survey.epoch, Survey())), Kind.INGEST) == []
     asked = first_assignments(machine.handle(NodeLost(5.0, "n1")), Kind.INGEST)
     (survey,) = first_assignments(machine.handle(WorkerJoined(6.0, "d", "n1")), Kind.SURVEY)
-    found = frozenset((u.tensor, u.slot) for u in asked[0].units)
-    todo = [*asked[1:], *machine.handle(TaskDone(7.0, "d", survey.epoch, Survey(making=Holdings(found))))]
+    found = of_units(asked[0].units)
+    todo = [*asked[1:], *machine.handle(TaskDone(7.0, "d", survey.epoch, Survey(making=found)))]
     todo += machine.handle(TaskFailed(8.0, asked[0].worker, asked[0].epoch, SourceError("gone")))
     while ingests := [c for c in todo if isinstance(c, Assign) and c.kind is Kind.INGEST]:
-        assert not found & {(u.tensor, u.slot) for task in ingests for u in task.units}
+        assert not found.slots.keys() & {(u.tensor, u.slot) for task in ingests for u in task.units}
         todo = [c for task in ingests for c in machine.handle(TaskDone(9.0, task.worker, task.epoch))]
 
 
@@ -593,7 +604,7 @@ def test_a_broken_group_is_told_and_slots_travel_one_by_one(how: str) -> None:
         if task.kind is Kind.SURVEY:
             surveyed.add(task.worker)
             here = had[task.worker] | ({arrived} if task.worker == others[0].worker else set())
-            found = Survey(making=Holdings(frozenset(here)))
+            found = Survey(making=of_units(unit for slot, unit in machine._goals[0].whole.items() if slot in here))
         elif task.kind is Kind.TRANSFER:
             transfers.append(task)
             continue

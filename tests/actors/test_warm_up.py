@@ -7,19 +7,24 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
+import ml_dtypes
 import numpy as np
 import pytest
 import ray
 from serving import served
-from warming import QUALITIES, SLOW_S, SlowStore, assert_exact, is_alive, until
+from warming import QUALITIES, SLOW_S, SlowStore, assert_exact, damaged, is_alive, kill_coordinator, lost_with, until
 
 import holoray
 from holoray.actors import remote
 from holoray.actors.coordinator import Generation
 from holoray.actors.warm_model import WarmModel, warm_up
+from holoray.cli.output import Output
+from holoray.cli.warmup import run_warmup
 from holoray.errors import (
     CapacityError,
     DeadlineError,
@@ -31,6 +36,8 @@ from holoray.errors import (
     WorkerLostError,
 )
 from holoray.formats.safetensors import SafetensorsFile
+from holoray.pipelines.api import load_file
+from holoray.pipelines.fault_policy import FaultPolicy
 from holoray.pipelines.sealed_store import SealedStore
 from holoray.tensor import Array
 
@@ -312,3 +319,79 @@ def test_a_closed_model_answers(store: Path) -> None:
         model.wait(timeout_s=120)
     assert model.crew() == []
     assert model.metrics_url is None
+
+
+# -- with fragments that are corrupt in every source -------------------------------------------------------
+
+SKIP = FaultPolicy(skip_corrupted=True)
+BAD = (("planes", 3), ("planes", 7), ("plain", 1), ("spectral", 2), ("lowrank", 0))
+"""Of `planes`, which has three runs: layer 1 of the first, so that a slot is cut, and layer 2 of the second."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(5)
+    checkpoint: dict[str, Array] = {
+        "planes": (rng.standard_normal((1200, 1000)) * 0.02).astype(ml_dtypes.bfloat16),
+        "plain": rng.standard_normal((1 << 10, 1 << 9)).astype(np.float32),
+        "spectral": rng.standard_normal((300, 200)).astype(np.float32),
+        "lowrank": rng.standard_normal((90, 200)).astype(np.float32),
+        "ids": np.arange(100, dtype=np.int64),
+    }
+    path = tmp_path_factory.mktemp("skip") / "store"
+    patterns = ["spectral=spectral", "lowrank=lowrank", "plain=raw"]
+    holoray.encode(checkpoint, path, pattern=patterns, essential=0.3, compression="none")
+    return path
+
+
+@pytest.mark.fault("lying-source", "coordinator-killed")
+@pytest.mark.usefixtures("local_ray")
+def test_every_generation_is_what_a_load_that_skips_gives(whole: Path, tmp_path: Path) -> None:
+    """Bit for bit, with the quality of what is there; though a coordinator dies that knew what is lost."""
+    bad = damaged(whole, tmp_path / "bad", BAD)
+    seen: list[tuple[Generation, dict[str, bytes]]] = []
+
+    def look(model: WarmModel, generation: Generation) -> None:
+        seen.append((generation, {name: array.tobytes() for name, array in model.state_dict().items()}))
+        if generation.generation == 1:
+            kill_coordinator(model)
+
+    with warm_up(bad, workers=2, qualities=(0.9, 1.0), fault_policy=SKIP, on_generation=look) as model:
+        last = model.wait(timeout_s=120)
+        model._take(replace(last, generation=9), object())  # from a coordinator that was given up meanwhile
+        assert model.generation == last.generation
+    for (generation, found), target in zip(seen, (0.9, 1.0), strict=True):
+        loader = holoray.open(bad, fault_policy=SKIP).loader()
+        quality = loader.load(holoray.Target(quality=target))
+        for name, array in loader.state_dict().items():
+            assert found[name] == array.tobytes(), (generation.generation, name)
+        assert generation.quality == pytest.approx(quality.ratio, abs=1e-12)
+        assert not generation.complete
+    assert last.lost == lost_with(holoray.open(whole), BAD)
+    assert model.generations[-1]["lost"] == len(last.lost) > len(BAD)
+
+
+@pytest.mark.fault("lying-source")
+@pytest.mark.usefixtures("local_ray")
+def test_a_warm_up_that_skips_ends_where_it_would_lack_too_much(whole: Path, tmp_path: Path) -> None:
+    bad = damaged(whole, tmp_path / "bad", BAD)
+    loader = holoray.open(bad, fault_policy=SKIP).loader()
+    policy = replace(SKIP, min_quality=loader.load().ratio + 1e-9)
+    with warm_up(bad, workers=1, fault_policy=policy) as model, pytest.raises(QualityError, match="can only end at"):
+        model.wait(timeout_s=120)
+    with pytest.raises(QualityError, match="can only end at"):
+        warm_up(whole, qualities=(0.9,), fault_policy=replace(SKIP, min_quality=0.99999))
+
+
+@pytest.mark.slow  # as the one before, but for what is printed
+@pytest.mark.usefixtures("local_ray")
+def test_the_command_says_what_it_skipped(whole: Path, tmp_path: Path) -> None:
+    bad = damaged(whole, tmp_path / "bad", BAD)
+    nothing: dict[str, Any] = dict.fromkeys(("workers", "address", "metrics_port", "patience_s", "expect"))
+    out = Output(json=True, quiet=False)
+    values = run_warmup(out, (bad,), qualities=(1.0,), out_dir=tmp_path, fault_policy=SKIP, **nothing)
+    gone = lost_with(holoray.open(whole), BAD)
+    assert values["skipped"] == len(gone)
+    assert values["fragments"] == holoray.open(whole).manifest.fragment_count - len(gone)
+    load_file(holoray.open(bad, fault_policy=SKIP), tmp_path / "loaded.safetensors")
+    assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "loaded.safetensors").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -14,9 +15,11 @@ import pytest
 import ray
 from ray import cloudpickle
 
+import holoray
 from holoray.actors.warm_model import WarmModel
+from holoray.pipelines.curve import Key
 from holoray.pipelines.sealed_store import SealedStore
-from holoray.stores import LocalStore
+from holoray.stores import LocalStore, fragment_file
 from holoray.tensor import Array
 
 SLOW_S: Final = 0.06
@@ -77,6 +80,33 @@ def assert_exact(model: WarmModel, sealed: SealedStore, checkpoint: dict[str, Ar
         assert name in ("spectral", "lowrank") or found[name].tobytes() == checkpoint[name].tobytes()
     assert model.quality == pytest.approx(1.0, abs=1e-9)
     assert model.generations[-1]["complete"]
+
+
+def damaged(whole: Path, path: Path, keys: tuple[tuple[str, int], ...]) -> Path:
+    """A copy of the store in which these fragments, by name of the tensor and index, have a wrong byte."""
+    shutil.copytree(whole, path)
+    sealed = holoray.open(whole)
+    for name, index in keys:
+        entry = sealed.entry(name).fragments[index]
+        with (path / fragment_file(entry.file)).open("r+b") as file:
+            file.seek(entry.offset + entry.stored_bytes // 2)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 1]))
+    return path
+
+
+def lost_with(sealed: SealedStore, keys: tuple[tuple[str, int], ...]) -> set[Key]:
+    """What is bad, and what requires it."""
+    gone = {(sealed.manifest.by_name[name], index) for name, index in keys}
+    while (
+        more := {
+            (t, f.index) for t, e in enumerate(sealed.manifest.tensors) for f in e.fragments if (t, f.requires) in gone
+        }
+        - gone
+    ):
+        gone |= more
+    return gone
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 120.0) -> Any:
